@@ -18,7 +18,7 @@ use crate::spec::{NetworkConfig, Protocol, VmName};
 use crate::store::RecordChanges;
 
 use super::VmManager;
-use super::probe::SshProbe;
+use super::probe::{RefusalClock, SshProbe};
 
 /// The timeout of one attempt to reach the guest. A guest without KVM on a busy host needs seconds
 /// to reply.
@@ -117,7 +117,19 @@ impl<H: Backend + 'static> VmManager<H> {
     /// ([`Error::NoLogin`]) without a port to its SSH server; `Unsupported` if the VM has no guest
     /// agent, or this build has no client for it.
     pub async fn wait(&self, name: &VmName, condition: WaitCondition, timeout: Duration) -> Result<VmHandle> {
-        let (mut last, mut ways) = (None, WaitProbes::default());
+        self.wait_timed(name, condition, timeout, RefusalClock::default()).await
+    }
+
+    /// Waits as [`wait`](Self::wait) does, and lets another task see how long the guest's SSH port
+    /// has refused connections.
+    pub(super) async fn wait_timed(
+        &self,
+        name: &VmName,
+        condition: WaitCondition,
+        timeout: Duration,
+        refusals: RefusalClock,
+    ) -> Result<VmHandle> {
+        let (mut last, mut ways) = (None, WaitProbes { refusals, ..WaitProbes::default() });
         let waited = timeout_at(later(timeout), self.fulfilled(name, condition, &mut last, &mut ways)).await;
         if let Ok(fulfilled) = waited {
             return fulfilled;
@@ -280,7 +292,7 @@ impl<H: Backend + 'static> VmManager<H> {
                 // its reply at any moment.
                 let probe = match ways.probe.take_if(|probe| probe.address() == address) {
                     Some(probe) => probe,
-                    None => SshProbe::new(address),
+                    None => SshProbe::new(address, ways.refusals.clone()),
                 };
                 ways.probe.insert(probe).greeted(ways.console.of(vm)).await;
                 Ok(true)
@@ -347,6 +359,7 @@ impl<H: Backend + 'static> VmManager<H> {
 #[derive(Default)]
 struct WaitProbes {
     probe: Option<SshProbe>,
+    refusals: RefusalClock,
     console: ConsoleGrowth,
     arrivals: Option<FirstPackets>,
 }

@@ -150,8 +150,13 @@ fn a_login_that_is_asked_for_is_made_by_cloud_init_and_never_one_of_theirs() {
 #[test]
 fn a_guest_that_does_not_get_ready_is_left_with_its_last_lines() {
     let life = Life::new();
-    let late = life.vmkit(tiny(&life, &["web", "--timeout", "20"]));
+    let late = life.vmkit(tiny(&life, &["web", "--timeout", "30"]));
     assert_eq!(late.code, Some(5), "{late:?}");
+    let (notice, failure) = late.stderr.split_once("the launch stopped").unwrap();
+    assert!(notice.contains("the guest is up, and has neither cloud-init nor an SSH server"), "{late:?}");
+    for said in [notice, failure] {
+        assert!(said.contains("`vmkit console`") && said.contains("--no-wait"), "{late:?}");
+    }
     assert!(late.stderr.contains("the launch stopped at the stage ssh"), "{late:?}");
     assert!(
         late.stderr.contains("the console's last lines") && late.stderr.contains("vmkit-guest"),

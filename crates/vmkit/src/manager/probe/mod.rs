@@ -26,6 +26,7 @@ use std::fmt;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -42,6 +43,8 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How long a connection is kept: a little less than QEMU's user network keeps one without a reply
 /// of the guest, since the end of that looks like a refusal.
 const HELD: Duration = Duration::from_secs(70);
+/// How long after the last refusal a port counts as one that refuses.
+const CURRENT: Duration = Duration::from_secs(20);
 /// The maximum length of a reply other than a greeting, in bytes.
 const MOST_WORDS: usize = 120;
 
@@ -67,10 +70,43 @@ impl fmt::Display for ProbeFailure<'_> {
     }
 }
 
+/// For how long a port has refused connections, as one task sees it and another reads it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RefusalClock(Arc<Mutex<Option<RefusalSpan>>>);
+
+/// The first and the last of a series of refusals.
+#[derive(Debug, Clone, Copy)]
+struct RefusalSpan {
+    first: Instant,
+    last: Instant,
+}
+
+impl RefusalClock {
+    /// Returns for how long connections have been refused; zero if they are not, or if the guest
+    /// has been silent since, as one that reboots is.
+    pub(super) fn elapsed(&self, now: Instant) -> Duration {
+        let span = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        span.filter(|span| now - span.last < CURRENT).map_or(Duration::ZERO, |span| now - span.first)
+    }
+
+    fn replied(&self, reply: &ProbeReply, now: Instant) {
+        let mut span = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match reply {
+            ProbeReply::Refusal => {
+                let current = span.filter(|span| now - span.last < CURRENT);
+                *span = Some(RefusalSpan { first: current.map_or(now, |span| span.first), last: now });
+            }
+            ProbeReply::Greeting | ProbeReply::Words(_) => *span = None,
+            ProbeReply::Silence => {}
+        }
+    }
+}
+
 /// Probes one address until an SSH server greets.
 #[derive(Debug)]
 pub(super) struct SshProbe {
     address: SocketAddr,
+    refusals: RefusalClock,
     held: JoinSet<ProbeReply>,
     pace: ProbeBackoff,
     last_answer: Option<ProbeReply>,
@@ -78,8 +114,9 @@ pub(super) struct SshProbe {
 
 impl SshProbe {
     /// Starts with the first connection attempt.
-    pub(super) fn new(address: SocketAddr) -> Self {
-        Self { address, held: JoinSet::new(), pace: ProbeBackoff::new(Instant::now()), last_answer: None }
+    pub(super) fn new(address: SocketAddr, refusals: RefusalClock) -> Self {
+        let pace = ProbeBackoff::new(Instant::now());
+        Self { address, refusals, held: JoinSet::new(), pace, last_answer: None }
     }
 
     /// Returns the address.
@@ -122,6 +159,7 @@ impl SshProbe {
     /// Processes a reply, and returns whether it was the greeting.
     fn take_reply(&mut self, answer: ProbeReply) -> bool {
         self.pace.replied(&answer, Instant::now());
+        self.refusals.replied(&answer, Instant::now());
         match answer {
             ProbeReply::Greeting => return true,
             ProbeReply::Silence => {}
@@ -191,7 +229,6 @@ mod tests {
     use std::io::Write;
     use std::net::TcpListener;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::{Arc, Mutex};
 
     /// A guest that is silent, refuses or greets, as a test sets it.
     struct FakeGuest {
@@ -235,7 +272,7 @@ mod tests {
     async fn a_greeting_after_refusals_is_detected_at_once() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Refusal);
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         assert!(!greeted_within(&mut probe, 500).await);
         assert!(guest.probes.load(Ordering::SeqCst) >= 5, "a guest that is up is probed often");
         guest.turns(ProbeReply::Greeting);
@@ -244,10 +281,27 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 
+    #[test]
+    fn a_port_refuses_from_the_first_refusal_on_until_it_greets_or_is_silent() {
+        let (clock, began) = (RefusalClock::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(clock.elapsed(at(0)), Duration::ZERO);
+        for seconds in [5, 20, 39] {
+            clock.replied(&ProbeReply::Refusal, at(seconds));
+            clock.replied(&ProbeReply::Silence, at(seconds));
+        }
+        assert_eq!(clock.elapsed(at(40)), Duration::from_secs(35));
+        assert_eq!(clock.elapsed(at(60)), Duration::ZERO, "it has been silent since");
+        clock.replied(&ProbeReply::Refusal, at(61));
+        assert_eq!(clock.elapsed(at(62)), Duration::from_secs(1), "it reboots");
+        clock.replied(&ProbeReply::Greeting, at(63));
+        assert_eq!(clock.elapsed(at(64)), Duration::ZERO);
+    }
+
     #[tokio::test]
     async fn a_silent_guest_is_probed_at_growing_intervals() {
         let guest = FakeGuest::new();
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         assert!(!greeted_within(&mut probe, 2000).await);
         let probes = guest.probes.load(Ordering::SeqCst);
         assert!((4..=14).contains(&probes), "{probes} probes in two seconds");
@@ -259,7 +313,7 @@ mod tests {
     async fn a_guest_that_falls_silent_after_refusals_is_not_probed_again() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Refusal);
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         assert!(!greeted_within(&mut probe, 200).await);
         guest.turns(ProbeReply::Silence);
         assert!(!greeted_within(&mut probe, 100).await);
@@ -272,7 +326,7 @@ mod tests {
     async fn the_reply_of_another_server_is_kept_and_probed_at_growing_intervals() {
         let guest = FakeGuest::new();
         guest.turns(ProbeReply::Words("Not allowed\u{1b}[31m at this time\r\n".into()));
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         assert!(!greeted_within(&mut probe, 2000).await);
         let probes = guest.probes.load(Ordering::SeqCst);
         assert!((3..=10).contains(&probes), "{probes} probes in two seconds");
@@ -288,7 +342,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_reported_and_silence_is_not() {
         let guest = FakeGuest::new();
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         assert!(!greeted_within(&mut probe, 300).await);
         assert!(probe.failure().is_none());
         guest.turns(ProbeReply::Refusal);
@@ -302,7 +356,7 @@ mod tests {
         let guest = FakeGuest::new();
         guest.turns(before.clone());
         let changes = console.map(|path| RecordChanges::of_log(path).unwrap());
-        let mut probe = SshProbe::new(guest.address);
+        let mut probe = SshProbe::new(guest.address, RefusalClock::default());
         // Long enough for the interval of the probes to have grown.
         let waited = timeout(Duration::from_millis(1500), probe.greeted(changes.as_ref())).await;
         assert!(waited.is_err());

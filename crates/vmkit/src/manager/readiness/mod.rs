@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::evidence::ReadinessEvidence;
 use super::login::GuestAge;
+use super::probe::RefusalClock;
 use super::{VmManager, WaitCondition};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -28,8 +29,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// How long after the failed end of cloud-init an SSH server may still appear: the agent's report
 /// is certain, the console's is not.
 const GRACE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
-/// How long a guest that is up may be without an SSH server before that is reported.
-const QUIET: Duration = Duration::from_secs(60);
+/// How long a guest may be without an SSH server before that is reported: one that has printed a
+/// login prompt and refuses connections, and one of which only one of the two is known.
+const QUIET: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(60));
 /// How often in a row the watch on cloud-init may be lost without a result.
 const MOST_FRUITLESS: u32 = 4;
 
@@ -48,8 +50,10 @@ impl<H: Backend + 'static> VmManager<H> {
         guest: GuestAge,
         notice: &mut (dyn FnMut(String) + Send),
     ) -> Result<Session> {
+        let refusals = RefusalClock::default();
         let entering = async {
-            self.wait(name, WaitCondition::Ssh, deadline.saturating_duration_since(Instant::now())).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.wait_timed(name, WaitCondition::Ssh, left, refusals.clone()).await?;
             self.log_in(name, &LoginOptions::default(), deadline, guest).await
         };
         let mut last = None;
@@ -60,7 +64,7 @@ impl<H: Backend + 'static> VmManager<H> {
                 Ok(session) => return Ok(session),
                 Err(error) => error,
             },
-            error = self.given_up(name, &mut last, notice) => return Err(error),
+            error = self.given_up(name, &refusals, &mut last, notice) => return Err(error),
         };
         Err(match last.filter(|evidence| !evidence.errors.is_empty()) {
             Some(evidence) => with_reason(error, &evidence.told()),
@@ -73,6 +77,7 @@ impl<H: Backend + 'static> VmManager<H> {
     async fn given_up(
         &self,
         name: &VmName,
+        refusals: &RefusalClock,
         last: &mut Option<ReadinessEvidence>,
         notice: &mut (dyn FnMut(String) + Send),
     ) -> Error {
@@ -80,23 +85,24 @@ impl<H: Backend + 'static> VmManager<H> {
         loop {
             sleep_until(Instant::now() + LOOK_AGAIN).await;
             let Ok(vm) = self.info(name).await else { continue };
-            let Some(evidence) = self.look_at_cloud_init(&vm).await else { continue };
+            let evidence = self.look_at_cloud_init(&vm).await;
             let now = Instant::now();
-            failed_since = evidence.has_failed().then(|| failed_since.unwrap_or(now));
-            up_since = evidence.is_up.then(|| up_since.unwrap_or(now));
-            let grace = if evidence.is_certain { GRACE.0 } else { GRACE.1 };
-            let is_over = |since: Option<Instant>, grace| since.is_some_and(|since| now - since >= grace);
-            if is_over(failed_since, grace) {
-                return Error::CloudInit { vm: name.clone(), is_locked: true, problem: evidence.told() };
+            let over = |since: Option<Instant>| since.map_or(Duration::ZERO, |since| now - since);
+            if let Some(evidence) = &evidence {
+                failed_since = evidence.has_failed().then(|| failed_since.unwrap_or(now));
+                up_since = evidence.is_up.then(|| up_since.unwrap_or(now));
+                let grace = if evidence.is_certain { GRACE.0 } else { GRACE.1 };
+                if failed_since.is_some() && over(failed_since) >= grace {
+                    return Error::CloudInit { vm: name.clone(), is_locked: true, problem: evidence.told() };
+                }
             }
-            let lacks = evidence.lacks();
-            if !is_told && (lacks.is_some() || is_over(up_since, QUIET)) {
+            let lacks = evidence.as_ref().and_then(ReadinessEvidence::lacks);
+            let sign = lacks.or_else(|| sign_of_no_server(refusals.elapsed(now), over(up_since)));
+            if let Some(sign) = sign.filter(|_| !is_told) {
                 is_told = true;
-                let sign = lacks
-                    .unwrap_or_else(|| "the guest is up, and its SSH server accepts no login yet".to_owned());
                 notice(sign);
             }
-            *last = Some(evidence);
+            *last = evidence.or_else(|| last.take());
         }
     }
 
@@ -193,6 +199,15 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 }
 
+/// Returns what is odd about a guest that has refused SSH connections, and has shown its login
+/// prompt, for so long.
+fn sign_of_no_server(refused: Duration, up: Duration) -> Option<String> {
+    if refused >= QUIET.1 || refused.min(up) >= QUIET.0 {
+        return Some(format!("the guest is up, and has refused SSH connections for {} s", refused.as_secs()));
+    }
+    (up >= QUIET.1).then(|| "the guest is up, and its SSH server accepts no login yet".to_owned())
+}
+
 /// Joins two lists without duplicates.
 fn together(mut before: Vec<String>, now: Vec<String>) -> Vec<String> {
     before.retain(|said| !now.contains(said));
@@ -212,5 +227,56 @@ fn with_reason(error: Error, reason: &str) -> Error {
             Error::LoginRefused { target, user, description: format!("{description}; {said}") }
         }
         error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::noop::NoopHypervisor;
+    use crate::spec::{Boot, CloudInitConfig, GuestAccess, Kernel, NetworkConfig, UserNetwork, VmSpec};
+    use crate::store::Home;
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket};
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    #[test]
+    fn a_prompt_and_a_refusal_together_count_sooner_than_one_of_them() {
+        let sign = |refused, up| {
+            sign_of_no_server(Duration::from_secs(refused), Duration::from_secs(up)).unwrap_or_default()
+        };
+        for (refused, up) in [(0, 0), (29, 59), (59, 29)] {
+            assert_eq!(sign(refused, up), "");
+        }
+        assert!(sign(30, 30).ends_with("has refused SSH connections for 30 s"));
+        assert!(sign(60, 0).ends_with("has refused SSH connections for 60 s"));
+        assert!(sign(0, 60).ends_with("accepts no login yet"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_refuses_ssh_is_reported_once_and_long_before_the_deadline() {
+        // A port that is taken and refuses, since nothing listens at it.
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address: SocketAddrV4 = getsockname(&socket).unwrap().try_into().unwrap();
+        let port = address.port();
+        let dir = tempfile::tempdir().unwrap();
+        let manager = VmManager::new(NoopHypervisor::new(), Home::at(dir.path().join("home")).unwrap());
+        let name = VmName::new("web").unwrap();
+        let kernel = Kernel { path: "/k".into(), initrd: None, cmdline: String::new() };
+        let network = NetworkConfig::User(UserNetwork { forwards: Vec::new(), restrict: false });
+        let cloud_init =
+            CloudInitConfig { access: Some(GuestAccess::generate("vmkit").unwrap()), ..Default::default() };
+        let spec = VmSpec::builder(name.clone()).boot(Boot::Kernel(kernel)).network(network);
+        manager.create(spec.cloud_init(cloud_init).build().unwrap()).await.unwrap();
+        manager.start(&name).await.unwrap();
+        manager.add_forward(&name, &format!("{port}:22").parse().unwrap()).await.unwrap();
+        let (mut told, began) = (Vec::new(), Instant::now());
+        let mut notice = |sign| told.push((began.elapsed(), sign));
+        let deadline = began + Duration::from_secs(200);
+        let error = manager.enter(&name, deadline, GuestAge::New, &mut notice).await.unwrap_err().to_string();
+        assert!(error.contains("nothing in it listens at 127.0.0.1:"), "{error}");
+        let [(after, sign)] = &told[..] else { panic!("{told:?}") };
+        assert!(sign.contains("the guest is up, and has refused SSH connections for "), "{sign}");
+        assert!(*after < Duration::from_secs(100), "{after:?}");
     }
 }
