@@ -185,9 +185,9 @@ fn finished(output: std::io::Result<Output>, what: &str) -> Result<Output> {
 async fn by_agent(vm: &VmHandle, program: &str, args: &[&str]) -> Result<String> {
     let socket = vm.run.as_ref().and_then(|run| run.agent.as_deref());
     let socket = socket.ok_or_else(|| Error::failed("the VM has no guest agent"))?;
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    let mut agent = GuestAgent::connect(socket, deadline).await.map_err(failed)?;
-    let output = agent.exec(program, args, None, deadline).await.map_err(failed)?;
+    let timeout = Duration::from_secs(60);
+    let mut agent = GuestAgent::connect(socket, timeout).await.map_err(failed)?;
+    let output = agent.exec(program, args, None, timeout).await.map_err(failed)?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn later(after: Duration) -> Instant {
 }
 
 /// Returns how long it is until this instant; zero once it has passed.
-#[cfg(feature = "ssh")]
+#[cfg(any(feature = "ssh", feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }

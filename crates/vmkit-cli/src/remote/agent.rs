@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use vmkit::error::Peer;
 use vmkit::ssh::GuestCommand;
 use vmkit::{Error, GuestAgent, GuestExitStatus, ProgramOutput, VmHandle};
@@ -70,9 +70,8 @@ async fn converse(
     };
     // Not before: a guest that boots again may have been asked for by the command before this one.
     let mut restarted = pin!(restarted(manager, vm));
-    let deadline = Instant::now() + timeout;
     let begun = tokio::select! {
-        begun = agent.begin(&program, &arguments, stdin.as_deref(), deadline) => begun,
+        begun = agent.begin(&program, &arguments, stdin.as_deref(), timeout) => begun,
         signal = signals.next(&bell) => return Ok(Interaction::Signal(signal)),
         () = &mut restarted => return Err(lost(&program)),
     };
@@ -81,7 +80,7 @@ async fn converse(
         Err(error) => return not_run(&program, error).map(Interaction::Exit),
     };
     let ended = tokio::select! {
-        ended = agent.ended(pid, Instant::now() + AGES) => Ok(ended),
+        ended = agent.ended(pid, AGES) => Ok(ended),
         signal = signals.next(&bell) => Err(signal),
         () = &mut restarted => return Err(lost(&program)),
     };
@@ -106,7 +105,7 @@ async fn reach(
     timeout: Duration,
 ) -> Result<(GuestAgent, Option<Vec<u8>>), Error> {
     let stdin = if feed_stdin && !io::stdin().is_terminal() { Some(stdin().await?) } else { None };
-    Ok((GuestAgent::connect(socket, Instant::now() + timeout).await?, stdin))
+    Ok((GuestAgent::connect(socket, timeout).await?, stdin))
 }
 
 /// Waits until a VM's guest is gone, also by a panic that ends no process, and returns the failure
@@ -144,10 +143,10 @@ fn lost(program: &str) -> Failure {
 async fn end(agent: &mut GuestAgent, pid: i64, signal: i32) -> Result<(), Failure> {
     let Some(name) = name_of(signal) else { return Ok(()) };
     let deadline = Instant::now() + GOODBYE;
-    agent.signal_all(pid, name, deadline).await?;
-    match timeout(GOODBYE, agent.ended(pid, deadline)).await {
-        Ok(Ok(ended)) => told(&ended).map(drop),
-        _ => Ok(()),
+    agent.signal_all(pid, name, GOODBYE).await?;
+    match agent.ended(pid, deadline.saturating_duration_since(Instant::now())).await {
+        Ok(ended) => told(&ended).map(drop),
+        Err(_) => Ok(()),
     }
 }
 

@@ -3,11 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{GuestCommand, HostKey, Session, SshIdentity, SshTarget};
 use crate::backend::propolis::PowerOff;
-use crate::deadline::left;
+use crate::deadline::{later, left};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 
@@ -39,7 +39,7 @@ impl SshPowerOff {
         Self { port }
     }
 
-    async fn ask(self, vm: &VmHandle, address: IpAddr, deadline: Instant) -> Result<()> {
+    async fn ask(self, vm: &VmHandle, address: IpAddr, timeout: Duration) -> Result<()> {
         let access = vm.spec.cloud_init().and_then(|config| config.access.as_ref());
         let access = access.ok_or_else(|| Error::Unsupported {
             backend: vm.backend.clone(),
@@ -52,7 +52,7 @@ impl SshPowerOff {
             identity: SshIdentity::of(&access.login_key)?,
             host_key: HostKey::known(&access.host_key.public)?,
         };
-        let deadline = deadline.min(Instant::now() + ATTEMPT).into();
+        let deadline = later(timeout.min(ATTEMPT));
         let session = Session::connect(&target, left(deadline)).await?;
         let done =
             session.output(&GuestCommand::new(["sudo", "-n", "poweroff"]), b"", left(deadline)).await?;
@@ -71,8 +71,8 @@ impl PowerOff for SshPowerOff {
         &'a self,
         vm: &'a VmHandle,
         address: IpAddr,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
-        Box::pin(self.ask(vm, address, deadline))
+        Box::pin(self.ask(vm, address, timeout))
     }
 }

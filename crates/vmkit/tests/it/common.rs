@@ -303,9 +303,8 @@ fn port(hypervisor: &FileHypervisor, forward: &PortForward) -> PathBuf {
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 impl GuestAgentChannel for FileHypervisor {
     async fn agent_responds(&self, vm: &VmHandle, limit: Duration) -> Result<bool> {
-        let deadline = tokio::time::Instant::now() + limit;
-        match GuestAgent::connect(agent_of(vm)?, deadline).await {
-            Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+        match GuestAgent::connect(agent_of(vm)?, limit).await {
+            Ok(mut agent) => Ok(agent.ping(limit).await.is_ok()),
             Err(_) => Ok(false),
         }
     }
@@ -316,8 +315,7 @@ impl GuestAgentChannel for FileHypervisor {
         args: &[&str],
         limit: Duration,
     ) -> Result<ProgramOutput> {
-        let deadline = tokio::time::Instant::now() + limit;
-        GuestAgent::connect(agent_of(vm)?, deadline).await?.exec(program, args, None, deadline).await
+        GuestAgent::connect(agent_of(vm)?, limit).await?.exec(program, args, None, limit).await
     }
 }
 

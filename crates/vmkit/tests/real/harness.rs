@@ -236,7 +236,7 @@ pub(crate) async fn gone(pid: Pid) {
 /// Connects to the guest's agent.
 pub(crate) async fn agent(vm: &VmHandle) -> GuestAgent {
     let path = run(vm).agent.as_ref().expect("a running VM has an agent's channel");
-    let agent = GuestAgent::connect(path, Instant::now() + LONG).await;
+    let agent = GuestAgent::connect(path, LONG).await;
     agent.unwrap_or_else(|error| panic!("{error}; the console:\n{}", console_text(vm)))
 }
 

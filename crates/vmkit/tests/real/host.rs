@@ -38,8 +38,7 @@ fn write_image(path: &Path, bytes: u32) -> Vec<u8> {
 
 /// Runs a line of shell in the guest and returns what it prints.
 async fn in_guest(vm: &VmHandle, script: &str) -> String {
-    let limit = tokio::time::Instant::now() + LONG;
-    let output = agent(vm).await.exec("sh", &["-ec", script], None, limit).await.unwrap();
+    let output = agent(vm).await.exec("sh", &["-ec", script], None, LONG).await.unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.exit, GuestExitStatus::Code(0), "{script}: {stdout}{stderr}");
     stdout.trim().to_owned()

@@ -105,8 +105,7 @@ fn a_guest_on_a_bridge_is_found_by_its_agent_the_neighbour_table_and_its_lease()
         harness::console_says(&vm, &format!("eth0 has {lease}")).await;
         let mut guest = agent(&vm).await;
         let mac = MacAddr::of_vm(vm.id).to_string();
-        let limit = tokio::time::Instant::now() + LONG;
-        let seen = guest.interfaces(limit).await.unwrap();
+        let seen = guest.interfaces(LONG).await.unwrap();
         let eth0 = seen.iter().find(|interface| interface.name == "eth0").unwrap();
         assert_eq!(eth0.mac.as_deref(), Some(mac.as_str()));
 

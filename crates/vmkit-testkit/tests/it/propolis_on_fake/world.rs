@@ -368,7 +368,7 @@ impl PowerOff for TypesPowerOff {
         &'a self,
         vm: &'a VmHandle,
         _address: IpAddr,
-        _deadline: Instant,
+        _timeout: Duration,
     ) -> Pin<Box<dyn Future<Output = vmkit::Result<()>> + Send + 'a>> {
         Box::pin(async move {
             let ConsoleEndpoint::WebSocket(url) = vm.run.clone().unwrap().console else { panic!("{vm:?}") };

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::host::{self, HostPrograms};
 use super::options::OptionDefaults;
@@ -23,11 +23,11 @@ const SYSTEM_PATH: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/opt/oxide/pr
 ///
 /// Set by [`PropolisHypervisorBuilder::with_power_off`]; without one, `stop` is hard at once.
 pub trait PowerOff: Send + Sync {
-    /// Asks once, from within or by whatever the guest listens to, and comes back when it has
-    /// heard.
+    /// Asks once, for example by a program in the guest, and returns when the guest has the
+    /// request; `timeout` is the rest of the stop's.
     ///
-    /// It need not wait for the guest's end; the backend does. On an error it is called again until
-    /// the stop's deadline, since a guest that is still booting hears only later.
+    /// It need not wait for the guest's end; the backend does. On an error it is called again while
+    /// time is left, since a guest that is still booting can be asked only later.
     ///
     /// # Errors
     /// `Unsupported` where this guest can never be asked: then `stop` is hard at once. Anything
@@ -36,7 +36,7 @@ pub trait PowerOff: Send + Sync {
         &'a self,
         vm: &'a VmHandle,
         address: IpAddr,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 }
 

@@ -14,7 +14,7 @@ use super::files;
 use super::hold::OperationLock;
 use super::instance_spec::InstanceState;
 use super::monitor;
-use crate::deadline::later;
+use crate::deadline::{later, left};
 use crate::error::{Error, ErrorKind, Result};
 use crate::steps::step;
 
@@ -163,7 +163,7 @@ async fn ask_guest(site: &VmContext<'_>, client: &PropolisClient, deadline: Inst
             let again = Instant::now() + ASK_EVERY;
             let asked = async {
                 let address = site.settings.guest_address(site.vm, &site.claim).await?;
-                power_off.power_off(site.vm, address, deadline.into_std()).await
+                power_off.power_off(site.vm, address, left(deadline)).await
             };
             match asked.await {
                 Ok(()) => return true,

@@ -4,11 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::agent::GuestAgent;
 use super::{QemuHypervisor, disks, events};
 use crate::abilities::{GuestAgentChannel, Preflight, ResetEvents};
+use crate::deadline::{later, left};
 use crate::error::{Error, Peer, Result};
 use crate::handle::VmHandle;
 use crate::host::demands;
@@ -46,9 +45,9 @@ impl Preflight for QemuHypervisor {
 
 impl GuestAgentChannel for QemuHypervisor {
     async fn agent_responds(&self, vm: &VmHandle, limit: Duration) -> Result<bool> {
-        let deadline = Instant::now() + limit;
-        match GuestAgent::connect(channel(vm)?, deadline).await {
-            Ok(mut agent) => Ok(agent.ping(deadline).await.is_ok()),
+        let deadline = later(limit);
+        match GuestAgent::connect(channel(vm)?, limit).await {
+            Ok(mut agent) => Ok(agent.ping(left(deadline)).await.is_ok()),
             Err(_) => Ok(false),
         }
     }
@@ -60,10 +59,10 @@ impl GuestAgentChannel for QemuHypervisor {
         args: &[&str],
         limit: Duration,
     ) -> Result<ProgramOutput> {
-        let deadline = Instant::now() + limit;
-        let mut agent = GuestAgent::connect(channel(vm)?, deadline).await?;
+        let deadline = later(limit);
+        let mut agent = GuestAgent::connect(channel(vm)?, limit).await?;
         tokio::select! {
-            ran = agent.exec(program, args, None, deadline) => ran,
+            ran = agent.exec(program, args, None, left(deadline)) => ran,
             Ok(()) = self.guest_reset(vm) => {
                 let problem = format!("the end of `{program}` is not known: the guest was restarted");
                 Err(Error::protocol(Peer::GuestAgent, problem))

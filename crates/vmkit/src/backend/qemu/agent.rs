@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::qmp::codec::{MalformedLine, object, text};
 use super::qmp::wire::{LineStream, within};
+use crate::deadline::later;
 use crate::error::{Error, Peer, Result};
 use crate::program::{GuestExitStatus, ProgramOutput};
 
@@ -44,7 +45,7 @@ const SIGNAL_ALL: &str = "end() { set -- \"$1\" $(cat /proc/$1/task/*/children 2
 /// A connection to a guest agent. QEMU serves one client at a time; others wait.
 ///
 /// # Cancel safety
-/// Any call may be dropped anywhere, or reach its deadline; the client stays usable. The guest may
+/// Any call may be dropped anywhere, or reach its timeout; the client stays usable. The guest may
 /// or may not carry out the command.
 #[derive(Debug)]
 pub struct GuestAgent {
@@ -82,7 +83,8 @@ impl GuestAgent {
     /// # Errors
     /// `Io` if nothing listens at `path`; `TimedOut` while the guest is not up or has no agent, or
     /// another client uses the channel.
-    pub async fn connect(path: &Path, deadline: Instant) -> Result<Self> {
+    pub async fn connect(path: &Path, timeout: Duration) -> Result<Self> {
+        let deadline = later(timeout);
         let wire = LineStream::connect(path, Peer::GuestAgent, LINE_LIMIT_BYTES, deadline).await?;
         let mut agent = Self { wire, in_sync: false };
         let awaited =
@@ -95,16 +97,16 @@ impl GuestAgent {
     ///
     /// # Errors
     /// `TimedOut` if it does not reply; `Guest` if it violates the protocol.
-    pub async fn ping(&mut self, deadline: Instant) -> Result<()> {
-        self.execute("guest-ping", None, deadline).await.map(drop)
+    pub async fn ping(&mut self, timeout: Duration) -> Result<()> {
+        self.execute("guest-ping", None, later(timeout)).await.map(drop)
     }
 
     /// Returns the time of the guest's clock, since 1970 in UTC.
     ///
     /// # Errors
     /// As [`ping`](Self::ping); `Guest` if the agent refuses.
-    pub async fn time(&mut self, deadline: Instant) -> Result<Duration> {
-        let answer = self.execute("guest-get-time", None, deadline).await?;
+    pub async fn time(&mut self, timeout: Duration) -> Result<Duration> {
+        let answer = self.execute("guest-get-time", None, later(timeout)).await?;
         let nanos = answer.as_u64().or_else(|| answer.as_i64().map(|_| 0));
         nanos
             .map(Duration::from_nanos)
@@ -117,16 +119,16 @@ impl GuestAgent {
     /// # Errors
     /// As [`ping`](Self::ping); `Guest` if the agent refuses, or could not write the RTC: then the
     /// clock is set nevertheless.
-    pub async fn set_time(&mut self, nanos: i64, deadline: Instant) -> Result<()> {
-        self.execute("guest-set-time", Some(json!({ "time": nanos })), deadline).await.map(drop)
+    pub async fn set_time(&mut self, nanos: i64, timeout: Duration) -> Result<()> {
+        self.execute("guest-set-time", Some(json!({ "time": nanos })), later(timeout)).await.map(drop)
     }
 
     /// Returns the guest's network interfaces, including the loopback one.
     ///
     /// # Errors
     /// As [`ping`](Self::ping); `Guest` if the agent refuses.
-    pub async fn interfaces(&mut self, deadline: Instant) -> Result<Vec<GuestInterface>> {
-        let answer = self.execute("guest-network-get-interfaces", None, deadline).await?;
+    pub async fn interfaces(&mut self, timeout: Duration) -> Result<Vec<GuestInterface>> {
+        let answer = self.execute("guest-network-get-interfaces", None, later(timeout)).await?;
         interfaces(&answer)
             .ok_or_else(|| self.wire.problem(format!("invalid interfaces in the reply: {answer}")))
     }
@@ -134,7 +136,7 @@ impl GuestAgent {
     /// Runs a program in the guest, and returns its output when it has ended.
     ///
     /// `program` is looked up in the agent's `PATH` and gets no shell. `stdin` is all of its
-    /// standard input; without one it is empty. A program that is still running at the deadline
+    /// standard input; without one it is empty. A program that is still running after `timeout`
     /// keeps running.
     ///
     /// # Errors
@@ -144,9 +146,10 @@ impl GuestAgent {
         program: &str,
         args: &[impl AsRef<str>],
         stdin: Option<&[u8]>,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Result<ProgramOutput> {
-        let pid = self.begin(program, args, stdin, deadline).await?;
+        let deadline = later(timeout);
+        let pid = self.begin_until(program, args, stdin, deadline).await?;
         let awaited = || format!("the end of `{program}` in the guest (its process {pid})");
         within(deadline, awaited, self.outcome(pid)).await
     }
@@ -156,6 +159,16 @@ impl GuestAgent {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub async fn begin(
+        &mut self,
+        program: &str,
+        args: &[impl AsRef<str>],
+        stdin: Option<&[u8]>,
+        timeout: Duration,
+    ) -> Result<i64> {
+        self.begin_until(program, args, stdin, later(timeout)).await
+    }
+
+    async fn begin_until(
         &mut self,
         program: &str,
         args: &[impl AsRef<str>],
@@ -179,9 +192,9 @@ impl GuestAgent {
     ///
     /// # Errors
     /// `Guest` if the agent knows no such process; `TimedOut`.
-    pub async fn ended(&mut self, pid: i64, deadline: Instant) -> Result<ProgramOutput> {
+    pub async fn ended(&mut self, pid: i64, timeout: Duration) -> Result<ProgramOutput> {
         let awaited = || format!("the end of the process {pid} in the guest");
-        within(deadline, awaited, self.outcome(pid)).await
+        within(later(timeout), awaited, self.outcome(pid)).await
     }
 
     /// Sends the signal of this name, such as `TERM`, to a running program that was
@@ -190,9 +203,9 @@ impl GuestAgent {
     ///
     /// # Errors
     /// As [`exec`](Self::exec).
-    pub async fn signal_all(&mut self, pid: i64, name: &str, deadline: Instant) -> Result<()> {
+    pub async fn signal_all(&mut self, pid: i64, name: &str, timeout: Duration) -> Result<()> {
         let args = ["-c", SIGNAL_ALL, "sh", name, &pid.to_string()];
-        self.exec("/bin/sh", &args, None, deadline).await.map(drop)
+        self.exec("/bin/sh", &args, None, timeout).await.map(drop)
     }
 
     /// Shuts the guest down. Returns before it is down: wait for the VM's process.
@@ -200,9 +213,9 @@ impl GuestAgent {
     /// # Errors
     /// `Guest` if the agent refuses. `TimedOut` if the guest ends the agent before it can report
     /// success: then the result is unknown.
-    pub async fn shutdown(&mut self, mode: ShutdownMode, deadline: Instant) -> Result<()> {
+    pub async fn shutdown(&mut self, mode: ShutdownMode, timeout: Duration) -> Result<()> {
         let awaited = || "the guest agent's reply to `guest-shutdown`".to_owned();
-        within(deadline, awaited, self.tell_shutdown(mode)).await
+        within(later(timeout), awaited, self.tell_shutdown(mode)).await
     }
 
     async fn tell_shutdown(&mut self, mode: ShutdownMode) -> Result<()> {
@@ -416,11 +429,11 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    fn in_ms(millis: u64) -> Instant {
-        Instant::now() + Duration::from_millis(millis)
+    fn in_ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
     }
 
-    fn in_time() -> Instant {
+    fn in_time() -> Duration {
         in_ms(20_000)
     }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
 use crate::clock::{self, CLOSE, ClockReading};
+use crate::deadline::left;
 use crate::error::{Error, Peer, Result};
 use crate::program::GuestExitStatus;
 
@@ -64,7 +65,7 @@ async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
 }
 
 async fn set(path: &Path, deadline: Instant) -> Result<()> {
-    let mut agent = GuestAgent::connect(path, deadline.min(Instant::now() + GREETING)).await?;
+    let mut agent = GuestAgent::connect(path, GREETING.min(left(deadline))).await?;
     let mut reading = read(&mut agent, deadline).await?;
     if !reading.is_off() {
         return Ok(());
@@ -75,7 +76,7 @@ async fn set(path: &Path, deadline: Instant) -> Result<()> {
     for _ in 0..TRIES {
         let set = match by_date {
             true => set_by_date(&mut agent, lag, deadline).await,
-            false => agent.set_time(nanos(clock::now() + lag), deadline).await,
+            false => agent.set_time(nanos(clock::now() + lag), left(deadline)).await,
         };
         reading = read(&mut agent, deadline).await?;
         if reading.is_close() {
@@ -102,7 +103,7 @@ async fn set_by_date(agent: &mut GuestAgent, lag: Duration, deadline: Instant) -
     let second = (clock::now() + lag).as_secs() + 1;
     sleep(Duration::from_secs(second).saturating_sub(lag).saturating_sub(clock::now())).await;
     let arguments = ["-c", "exec date -u -s \"@$0\"", &second.to_string()];
-    let done = agent.exec("/bin/sh", &arguments, None, deadline).await?;
+    let done = agent.exec("/bin/sh", &arguments, None, left(deadline)).await?;
     match done.exit {
         GuestExitStatus::Code(0) => Ok(()),
         exit => {
@@ -122,7 +123,7 @@ async fn read(agent: &mut GuestAgent, deadline: Instant) -> Result<ClockReading>
     let mut best: Option<ClockReading> = None;
     for _ in 0..READINGS {
         let asked = clock::now();
-        let guest = agent.time(deadline).await?;
+        let guest = agent.time(left(deadline)).await?;
         let reading = ClockReading::of(guest, asked, clock::now());
         if best.is_none_or(|best| reading.round_trip < best.round_trip) {
             best = Some(reading);

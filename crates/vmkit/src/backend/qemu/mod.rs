@@ -60,6 +60,7 @@ use crate::abilities::Abilities;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile::{self, ProcessEnd};
 use crate::backend::supervise::{alive, spawn};
+use crate::deadline::{later, left};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::host::{HostFacts, ProbeOptions, demands};
@@ -646,10 +647,10 @@ fn ended_state(layout: &QemuLayout, ended: Option<ProcessEnd>) -> VmState {
 
 /// Returns the address of the device with this MAC, from the guest agent; `None` without a reply.
 async fn agent_address(layout: &QemuLayout, mac: MacAddr) -> Option<String> {
-    let limit = Instant::now() + ASK_LIMIT;
+    let limit = later(ASK_LIMIT);
     let mac = mac.to_string();
-    let mut agent = agent::GuestAgent::connect(&layout.agent_socket(), limit).await.ok()?;
-    let interfaces = agent.interfaces(limit).await.ok()?;
+    let mut agent = agent::GuestAgent::connect(&layout.agent_socket(), ASK_LIMIT).await.ok()?;
+    let interfaces = agent.interfaces(left(limit)).await.ok()?;
     let ours = interfaces.into_iter().find(|interface| interface.mac.as_deref() == Some(mac.as_str()))?;
     let usable = |addr: &&std::net::IpAddr| match addr {
         std::net::IpAddr::V4(addr) => !addr.is_link_local() && !addr.is_loopback(),
