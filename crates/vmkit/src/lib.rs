@@ -67,6 +67,7 @@ pub mod abilities;
 mod backend;
 mod backend_tag;
 mod boundedlog;
+#[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 mod clock;
 pub mod cloud_init;
 pub mod console;

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use vmkit::abilities::Abilities;
+use vmkit::abilities::{Abilities, ClockState};
 use vmkit::lifecycle::Operation;
 use vmkit::store::Home;
-use vmkit::{Backend, BackendTag, Error, ErrorKind, VmHandle, VmManager};
+use vmkit::{Backend, BackendTag, Error, ErrorKind, VmHandle, VmManager, VmState};
 
 use super::bench::{CaseBench, CaseStop, Situation, check, within};
 use super::{CaseResult, ConformanceCase, cases};
@@ -16,6 +16,8 @@ use super::{CaseResult, ConformanceCase, cases};
 const AGENT_LIMIT: Duration = Duration::from_millis(200);
 /// How long a guest that is not reset is watched.
 const RESET_LIMIT: Duration = Duration::from_millis(100);
+/// How long a clock may take beside the resume.
+const CLOCK_LIMIT: Duration = Duration::from_secs(20);
 /// How much of a console's past is read, in bytes.
 const TAIL_BYTES: u64 = 64;
 
@@ -25,6 +27,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         a_forward_is_in_force_until_it_is_removed,
         an_agent_responds_or_not_in_time,
         a_guest_that_is_not_reset_is_not_reported_as_reset,
+        a_resume_that_sets_the_clock_is_a_resume,
         the_past_of_a_console_is_there_while_the_vm_lives,
         a_line_printed_before_attaching_is_heard_over_the_manager,
     ]
@@ -91,6 +94,26 @@ async fn a_guest_that_is_not_reset_is_not_reported_as_reset<H: Backend>(bench: &
         Err(_) => Ok(()),
         Ok(reported) => Err(CaseStop::Failed(format!("guest_reset returned {reported:?}"))),
     }
+}
+
+async fn a_resume_that_sets_the_clock_is_a_resume<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
+    let Some(clock) = abilities(bench).guest_clock() else { return Ok(()) };
+    let vm = bench.bring_to(Situation::Suspended).await?;
+    let limit = CLOCK_LIMIT + bench.options.grace;
+    for what in ["suspended", "running"] {
+        let resumed = clock.resume_and_set_clock(&vm, None);
+        let resumed = within("resume_and_set_clock", limit, resumed).await??;
+        let found = bench.state(&vm).await?;
+        check(resumed.vm.state == VmState::Running && found == VmState::Running, || {
+            format!("a {what} VM was resumed to {:?}, and is {found:?}", resumed.vm.state)
+        })?;
+        check(what == "suspended" || resumed.clock == ClockState::Right, || {
+            "the clock of a VM that was running already is said to be unknown".to_owned()
+        })?;
+    }
+    let vm = bench.apply(&vm, Operation::Stop).await??;
+    let late = within("resume_and_set_clock", limit, clock.resume_and_set_clock(&vm, None)).await?;
+    check_refused("resume_and_set_clock of a stopped VM", &late)
 }
 
 async fn the_past_of_a_console_is_there_while_the_vm_lives<H: Backend>(bench: &CaseBench<H>) -> CaseResult {

@@ -10,6 +10,7 @@
 //! | [`PortForwarding`] | `add_forward` and `remove_forward` of a VM that runs |
 //! | [`Preflight`] | refuses a VM before its image is fetched, and a restart before the stop |
 //! | [`GuestAgentChannel`] | waits for `WaitCondition::Agent`, and asks why no login succeeds |
+//! | [`GuestClock`] | resumes a guest, and sets the clock itself, over SSH, only if that did not |
 //! | [`ConsoleHistory`] | attaches to a console that is no Unix socket, and shows its last lines |
 //! | [`ResetEvents`] | ends a session whose guest was reset |
 //!
@@ -17,6 +18,7 @@
 
 mod console_history;
 mod guest_agent;
+mod guest_clock;
 mod port_forwarding;
 mod preflight;
 mod reset_events;
@@ -28,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use console_history::{AttachedStream, ConsoleHistory, DynConsoleHistory};
 pub use guest_agent::{DynGuestAgentChannel, GuestAgentChannel};
+pub use guest_clock::{ClockState, ClockedVm, DynGuestClock, GuestClock};
 pub(crate) use port_forwarding::in_force;
 pub use port_forwarding::{DynPortForwarding, PortForwarding};
 pub use preflight::{DynPreflight, Preflight};
@@ -100,6 +103,7 @@ pub struct Abilities<'a> {
     port_forwarding: Option<DynPortForwarding<'a>>,
     preflight: Option<DynPreflight<'a>>,
     guest_agent: Option<DynGuestAgentChannel<'a>>,
+    guest_clock: Option<DynGuestClock<'a>>,
     console_history: Option<DynConsoleHistory<'a>>,
     reset_events: Option<DynResetEvents<'a>>,
 }
@@ -189,6 +193,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds that guests' clocks are set when they are resumed.
+    #[must_use]
+    pub fn with_guest_clock(mut self, backend: &'a impl GuestClock) -> Self {
+        self.guest_clock = Some(DynGuestClock::new(backend));
+        self
+    }
+
     /// Adds a console whose past the backend itself has.
     #[must_use]
     pub fn with_console_history(mut self, backend: &'a impl ConsoleHistory) -> Self {
@@ -225,6 +236,11 @@ impl<'a> Abilities<'a> {
         self.guest_agent
     }
 
+    /// Returns the ability to set a guest's clock, if the backend has it.
+    pub fn guest_clock(&self) -> Option<DynGuestClock<'a>> {
+        self.guest_clock
+    }
+
     /// Returns the consoles whose past the backend itself has, if it has such.
     pub fn console_history(&self) -> Option<DynConsoleHistory<'a>> {
         self.console_history
@@ -241,6 +257,7 @@ impl<'a> Abilities<'a> {
             port_forwarding: self.port_forwarding.is_some(),
             preflight: self.preflight.is_some(),
             guest_agent: self.guest_agent.is_some(),
+            guest_clock: self.guest_clock.is_some(),
             console_history: self.console_history.is_some(),
             reset_events: self.reset_events.is_some(),
             ..self.plain
@@ -270,6 +287,8 @@ pub struct Capabilities {
     pub preflight: bool,
     /// Whether a guest agent can be reached ([`GuestAgentChannel`]).
     pub guest_agent: bool,
+    /// Whether a guest's clock is set when it is resumed ([`GuestClock`]).
+    pub guest_clock: bool,
     /// Whether the backend itself has the console's past ([`ConsoleHistory`]).
     pub console_history: bool,
     /// Whether a reset of a guest is noticed ([`ResetEvents`]).

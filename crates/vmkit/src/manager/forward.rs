@@ -111,7 +111,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // A VM that can only be removed is refused, as for `start`; otherwise an unrecorded run is
         // recorded, as for `resume`.
-        let order = if record.is_unfinished() { VmRequest::Start } else { VmRequest::Resume };
+        let order = if record.is_unfinished() { VmRequest::Start } else { VmRequest::Resume(None) };
         let vm = self.settle(record, order).await?;
         let state = self.state(&vm).await?;
         Ok((locked, vm.in_state(state)))

@@ -23,6 +23,7 @@ mod probe;
 mod readiness;
 mod reconfigure;
 mod removal;
+mod resume;
 #[cfg(feature = "ssh")]
 mod ssh;
 mod tail;
@@ -41,7 +42,7 @@ pub use list::VmEntry;
 pub(crate) use login::GuestAge;
 pub use wait::WaitCondition;
 
-use crate::abilities::Abilities;
+use crate::abilities::{Abilities, ClockedVm};
 use crate::deadline::later;
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::{BackendTag, ConsoleEndpoint, VmHandle};
@@ -107,7 +108,8 @@ enum VmRequest {
     Start,
     Stop(Duration),
     Suspend,
-    Resume,
+    /// After a suspension of this length, if it is known.
+    Resume(Option<Duration>),
 }
 
 impl VmRequest {
@@ -116,7 +118,7 @@ impl VmRequest {
             VmRequest::Start => Operation::Start,
             VmRequest::Stop(_) => Operation::Stop,
             VmRequest::Suspend => Operation::Suspend,
-            VmRequest::Resume => Operation::Resume,
+            VmRequest::Resume(_) => Operation::Resume,
         }
     }
 }
@@ -333,30 +335,6 @@ impl<H: Backend + 'static> VmManager<H> {
         within(operation!("suspend", vm = name), self.operate(name, &[VmRequest::Suspend])).await
     }
 
-    /// Resumes a VM's vCPUs, and sets the guest's clock, which was stopped: by the guest agent if
-    /// one runs, otherwise over SSH if the VM's record has a login. If neither succeeds within
-    /// seconds, this logs a warning, and the guest runs on.
-    ///
-    /// # Errors
-    /// `InvalidState` unless it lives, and those of
-    /// [`Hypervisor::resume`](crate::Hypervisor::resume).
-    pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
-        let resume = async {
-            #[cfg(feature = "ssh")]
-            let paused = self.paused_for(name);
-            #[cfg(not(feature = "ssh"))]
-            let paused = None;
-            let (resumed, _is_settled) =
-                crate::clock::resuming(paused, self.operate(name, &[VmRequest::Resume])).await;
-            #[cfg(feature = "ssh")]
-            if let (Ok(vm), false) = (&resumed, _is_settled) {
-                self.set_clock(vm, paused).await;
-            }
-            resumed
-        };
-        within(operation!("resume", vm = name), resume).await
-    }
-
     async fn remove_locked(&self, locked: LockedVm, record: VmRecord, force: bool) -> Result<()> {
         about(record.handle.id);
         let is_unfinished = record.is_unfinished();
@@ -489,6 +467,11 @@ impl<H: Backend + 'static> VmManager<H> {
     }
 
     async fn operate(&self, name: &VmName, orders: &[VmRequest]) -> Result<VmHandle> {
+        self.operate_on_clock(name, orders).await.map(|done| done.vm)
+    }
+
+    /// Does operations on a VM, and returns also whether its guest's clock is right.
+    async fn operate_on_clock(&self, name: &VmName, orders: &[VmRequest]) -> Result<ClockedVm> {
         let patience = orders.iter().fold(PATIENCE, |patience, order| match order {
             VmRequest::Stop(timeout) => patience.saturating_add(*timeout),
             _ => patience,
@@ -500,15 +483,15 @@ impl<H: Backend + 'static> VmManager<H> {
             return Err(Error::not_found(Subject::Vm, name));
         };
         about(record.handle.id);
-        let mut vm = self.settle(record, orders[0]).await?;
+        let mut done = ClockedVm::unknown(self.settle(record, orders[0]).await?);
         for order in orders {
-            vm = self.carry_out(&locked, vm, *order).await?;
+            done = self.carry_out(&locked, done.vm, *order).await?;
         }
-        Ok(vm)
+        Ok(done)
     }
 
     /// Carries out one operation on a VM whose lock is held: intent, effect, outcome.
-    async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: VmRequest) -> Result<VmHandle> {
+    async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: VmRequest) -> Result<ClockedVm> {
         let operation = order.operation();
         let before = vm.clone();
         let vm = match order {
@@ -525,15 +508,15 @@ impl<H: Backend + 'static> VmManager<H> {
             Err(error) => return Err(error),
         }
         let done = match order {
-            VmRequest::Start => self.hypervisor.start(&vm).await,
-            VmRequest::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await,
-            VmRequest::Suspend => self.hypervisor.suspend(&vm).await,
-            VmRequest::Resume => self.hypervisor.resume(&vm).await,
+            VmRequest::Start => self.hypervisor.start(&vm).await.map(ClockedVm::unknown),
+            VmRequest::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await.map(ClockedVm::unknown),
+            VmRequest::Suspend => self.hypervisor.suspend(&vm).await.map(ClockedVm::unknown),
+            VmRequest::Resume(paused) => self.resume_by_backend(&vm, paused).await,
         };
         match done {
-            Ok(vm) => {
-                write_outcome(locked, &vm);
-                Ok(vm)
+            Ok(done) => {
+                write_outcome(locked, &done.vm);
+                Ok(done)
             }
             // Nothing was done, so there is nothing to recover.
             Err(Error::Transition(refused)) => {
@@ -568,7 +551,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let state = match begun.map(|intent| intent.operation) {
             Some(Operation::Prepare) => VmState::Preparing,
             Some(Operation::Destroy) => VmState::Destroyed,
-            Some(Operation::Start) if matches!(order, VmRequest::Suspend | VmRequest::Resume) => {
+            Some(Operation::Start) if matches!(order, VmRequest::Suspend | VmRequest::Resume(_)) => {
                 return match self.state(&vm).await? {
                     VmState::Running => self.hypervisor.start(&vm).await,
                     _ => Ok(vm),

@@ -5,6 +5,8 @@
     reason = "a test may panic, and prints its figures and what it skips"
 )]
 
+#[cfg(feature = "ssh")]
+mod clock;
 mod common;
 #[cfg(feature = "propolis")]
 mod console;

@@ -1,12 +1,13 @@
-//! What QEMU's VMs can beside the contract: checks before anything is created, the guest agent, and
-//! the events of resets. Forwards are in `forward.rs`.
+//! QEMU's abilities beside the contract: checks before anything is created, the guest agent, the
+//! guest's clock and the events of resets. Forwards are in `forward.rs`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use super::agent::GuestAgent;
-use super::{QemuHypervisor, disks, events};
-use crate::abilities::{GuestAgentChannel, Preflight, ResetEvents};
+use super::qmp::client::QmpClient;
+use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, status};
+use crate::abilities::{ClockState, ClockedVm, GuestAgentChannel, GuestClock, Preflight, ResetEvents};
 use crate::deadline::{later, left};
 use crate::error::{Error, Peer, Result};
 use crate::handle::VmHandle;
@@ -14,6 +15,7 @@ use crate::host::demands;
 use crate::image::check_disc;
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
+use crate::lifecycle::{Operation, VmState};
 use crate::network::check_bridge;
 use crate::program::ProgramOutput;
 use crate::spec::{Boot, DataDisk, NetworkConfig, VmSpec};
@@ -74,6 +76,24 @@ impl GuestAgentChannel for QemuHypervisor {
 impl ResetEvents for QemuHypervisor {
     async fn guest_reset(&self, vm: &VmHandle) -> Result<()> {
         events::reset(&self.details(vm)?.layout).await
+    }
+}
+
+impl GuestClock for QemuHypervisor {
+    /// Sets the clock by the guest agent. How long this process had suspended the guest goes before
+    /// what the caller knows.
+    async fn resume_and_set_clock(&self, vm: &VmHandle, paused: Option<Duration>) -> Result<ClockedVm> {
+        let QemuDetails { layout, .. } = self.details(vm)?;
+        let to = VmState::Running;
+        let mut clock = ClockState::Right;
+        if self.allowed(vm, Operation::Resume).await? != to {
+            let limit = later(PAUSE_LIMIT);
+            let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
+            qmp.cont(limit).await?;
+            let here = self.paused().remove(&vm.id).map(|since| since.elapsed());
+            clock = clock::keep_right(&mut qmp, &layout.agent_socket(), here.or(paused)).await;
+        }
+        Ok(ClockedVm { vm: Self::handle(vm, to, &layout, None), clock })
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
+use crate::abilities::ClockState;
 use crate::clock::{self, CLOSE, ClockReading};
 use crate::deadline::left;
 use crate::error::{Error, Peer, Result};
@@ -38,20 +39,26 @@ const QUICK: Duration = Duration::from_millis(10);
 ///
 /// The guest goes on if this fails; that is logged at debug level here, and the manager warns of
 /// it.
-pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option<Duration>) {
+pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option<Duration>) -> ClockState {
     if paused.is_some_and(|paused| paused < CLOSE) {
-        return clock::settled();
+        return ClockState::Right;
     }
     let deadline = Instant::now() + LIMIT;
     // In a guest without an agent, a request would only time out.
     match agent_listens(qmp, deadline).await {
         Ok(true) => {}
-        Ok(false) => return,
-        Err(error) => return tracing::debug!(%error, "cannot find out whether a guest agent runs"),
+        Ok(false) => return ClockState::Unknown,
+        Err(error) => {
+            tracing::debug!(%error, "cannot find out whether a guest agent runs");
+            return ClockState::Unknown;
+        }
     }
     match set(agent, deadline).await {
-        Ok(()) => clock::settled(),
-        Err(error) => tracing::debug!(%error, "the guest agent did not set the clock"),
+        Ok(()) => ClockState::Right,
+        Err(error) => {
+            tracing::debug!(%error, "the guest agent did not set the clock");
+            ClockState::Unknown
+        }
     }
 }
 

@@ -56,7 +56,7 @@ use self::elsewhere::{recorded_run_dir, run_dir};
 use self::facts::{ImageMedia, QemuFacts};
 use self::layout::QemuLayout;
 use self::qmp::client::QmpClient;
-use crate::abilities::Abilities;
+use crate::abilities::{Abilities, GuestClock};
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile::{self, ProcessEnd};
 use crate::backend::supervise::{alive, spawn};
@@ -478,18 +478,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn resume(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let QemuDetails { layout, .. } = self.details(vm)?;
-        let to = VmState::Running;
-        if self.allowed(vm, Operation::Resume).await? != to {
-            let limit = Instant::now() + PAUSE_LIMIT;
-            let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
-            qmp.cont(limit).await?;
-            let paused = self.paused().remove(&vm.id).map(|since| since.elapsed());
-            clock::keep_right(&mut qmp, &layout.agent_socket(), paused.or_else(crate::clock::paused)).await;
-        } else {
-            crate::clock::settled();
-        }
-        Ok(Self::handle(vm, to, &layout, None))
+        self.resume_and_set_clock(vm, None).await.map(|resumed| resumed.vm)
     }
 
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
@@ -615,6 +604,7 @@ impl Backend for QemuHypervisor {
             .with_preflight(self)
             .with_guest_agent(self)
             .with_reset_events(self)
+            .with_guest_clock(self)
     }
 }
 

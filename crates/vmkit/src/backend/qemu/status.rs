@@ -49,7 +49,7 @@ pub(super) async fn go_on(vm: &VmHandle, layout: &QemuLayout) -> bool {
         let mut qmp = QmpClient::connect(&monitor(layout), limit).await?;
         qmp.cont(limit).await?;
         // It may have waited for space for hours.
-        clock::keep_right(&mut qmp, &layout.agent_socket(), None).await;
+        let _clock = clock::keep_right(&mut qmp, &layout.agent_socket(), None).await;
         Ok::<_, crate::Error>(())
     };
     if let Err(error) = went_on.await {
