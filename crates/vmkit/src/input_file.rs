@@ -63,7 +63,7 @@ impl InputFile {
     ///
     /// # Errors
     /// `InvalidInput` on `field`, with the path that the file has.
-    #[cfg(any(test, feature = "images", all(target_os = "linux", feature = "qemu")))]
+    #[cfg(any(test, all(feature = "images", feature = "ssh"), all(target_os = "linux", feature = "qemu")))]
     pub(crate) fn check_lasts(field: &'static str, path: &Path) -> Result<()> {
         let of_process = path.starts_with("/proc") && path.iter().any(|part| part == "fd");
         let is_stream = ["/dev/fd", "/dev/stdin"].iter().any(|stream| path.starts_with(stream));

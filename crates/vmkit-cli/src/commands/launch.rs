@@ -128,7 +128,7 @@ impl LaunchArgs {
                 warn(&launched);
                 match command.argv.is_empty() {
                     true => tell(&launched, &show, json),
-                    false => run_in(&manager, &launched, &mut command, timeout).await.inspect_err(|_| {
+                    false => run_in(manager, &launched, &mut command, timeout).await.inspect_err(|_| {
                         if !rm {
                             let name = launched.vm.name();
                             output::warning(format_args!("the VM `{name}` is left; {}", left(name)));

@@ -21,5 +21,6 @@ pub(crate) mod process;
 pub(crate) mod runfile;
 pub(crate) mod spawn;
 
+#[cfg(feature = "qemu")]
 pub(crate) use keeper::EventsRequest;
 pub(crate) use paths::{ALIVE_DESCRIPTOR, SupervisionPaths, unfinished};

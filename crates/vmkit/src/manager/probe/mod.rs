@@ -84,6 +84,7 @@ struct RefusalSpan {
 impl RefusalClock {
     /// Returns for how long connections have been refused; zero if they are not, or if the guest
     /// has been silent since, as one that reboots is.
+    #[cfg(any(test, all(feature = "ssh", feature = "images")))]
     pub(super) fn elapsed(&self, now: Instant) -> Duration {
         let span = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         span.filter(|span| now - span.last < CURRENT).map_or(Duration::ZERO, |span| now - span.first)
