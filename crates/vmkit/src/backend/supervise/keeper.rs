@@ -106,15 +106,16 @@ pub(crate) enum KeeperReply {
 ///     run()
 /// }
 ///
-/// // A runtime in `main` itself would be started in each keeper, too, and its threads would run as long as the VM.
+/// // A runtime in `main` itself would be started in each keeper, too, with threads that run as long
+/// // as the VM.
 /// #[tokio::main]
 /// async fn run() -> vmkit::Result<()> {
 ///     Ok(())
 /// }
 /// ```
 ///
-/// [`QemuHypervisor`]: crate::QemuHypervisor [`QemuHypervisorBuilder::keeper`]:
-/// crate::QemuHypervisorBuilder::keeper
+/// [`QemuHypervisor`]: crate::QemuHypervisor
+/// [`QemuHypervisorBuilder::keeper`]: crate::QemuHypervisorBuilder::keeper
 pub fn run_if_keeper() {
     let asked = std::env::args_os()
         .next()
