@@ -69,10 +69,14 @@ fn from_an_image_to_a_shell_and_what_one_does_there() {
     foreground.ended(LONG);
     life.assert_empty("after rm");
 
-    let mut once = vec!["--rm", "--timeout", "900", "--", "sh", "-c"];
-    once.push("cat; exit 9");
+    // cloud-init reboots the guest at the end of its first boot: the launch goes on after that.
+    let theirs = life.file("user-data");
+    let reboots = "#cloud-config\nbootcmd: [echo boot >> /var/log/boots]\npower_state: {mode: reboot}\n";
+    fs::write(&theirs, reboots).unwrap();
+    let mut once = vec!["--rm", "--timeout", "900", "--cloud-init", &theirs, "--", "sh", "-c"];
+    once.push("cat; cat /var/log/boots; exit 9");
     let once = life.vmkit(launch_arguments(&life, &guest::debian(), &once));
-    assert_eq!((once.code, once.stdout.as_str()), (Some(9), ""), "{once:?}");
+    assert_eq!((once.code, once.stdout.as_str()), (Some(9), "boot\nboot\n"), "{once:?}");
     life.assert_empty("after launch --rm");
 }
 
@@ -113,6 +117,19 @@ fn a_launch_ends_with_the_words_of_a_cloud_init_that_failed_before_anybody_was_l
     );
     assert!(said.contains("vmkit console") && said.contains("--no-wait"), "{said}");
     life.must(["rm", "--force", "deb"]);
+}
+
+#[test]
+fn a_guest_that_cloud_init_powers_off_ends_its_launch() {
+    let life = Life::new();
+    let theirs = life.file("user-data");
+    fs::write(&theirs, "#cloud-config\npower_state: {mode: poweroff}\n").unwrap();
+    let options = ["--cloud-init", &theirs, "--timeout", "900", "deb"];
+    let ended = life.vmkit(launch_arguments(&life, &guest::debian(), &options));
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    assert!(ended.stderr.contains("whose guest powered off"), "{}", ended.stderr);
+    assert_eq!(life.state("deb"), "stopped");
+    life.must(["rm", "deb"]);
 }
 
 #[test]
