@@ -1,7 +1,6 @@
 //! What a VM's disks are made of: packed files, files that only UEFI starts, discs.
 
 use std::fs;
-use std::io::Write;
 use std::process::Command;
 
 use crate::support::{Host, answer};
@@ -161,33 +160,6 @@ fn a_machine_of_a_file_has_a_cdrom_and_an_empty_disk() {
     let refused = host.vmkit(["up", "--recreate"]);
     assert_eq!(refused.code, Some(2));
     assert!(refused.stderr.contains("`cdrom`"), "{refused:?}");
-}
-
-#[test]
-fn an_import_of_a_file_that_is_being_written_is_refused() {
-    let host = Host::with_refusing_qemu();
-    fs::write(host.file("growing.img"), vec![7; 4 << 20]).unwrap();
-    let is_done = std::sync::atomic::AtomicBool::new(false);
-    let refused = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
-                // In place, so that only its time changes.
-                fs::File::options()
-                    .write(true)
-                    .open(host.file("growing.img"))
-                    .unwrap()
-                    .write_all(b"x")
-                    .unwrap();
-            }
-        });
-        let refused = host.vmkit(["image", "import", "growing.img", "--name", "ours"]);
-        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
-        refused
-    });
-    assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("written to while it was read"), "{refused:?}");
-    assert_eq!(host.must(["image", "ls", "--json"]), "[]\n");
-    host.must(["image", "import", "growing.img", "--name", "ours"]);
 }
 
 #[test]

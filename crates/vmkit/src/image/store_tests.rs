@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -55,6 +56,30 @@ async fn an_imported_image_is_found_by_its_name_and_its_identity() {
     for (text, kind) in [("mine:2", ErrorKind::NotFound), ("sha256:00", ErrorKind::InvalidInput)] {
         assert_eq!(store.find(text, None).unwrap_err().kind(), kind, "{text}");
     }
+}
+
+/// On one thread: the writer is woken by the progress, and runs before the import goes on.
+#[tokio::test(flavor = "current_thread")]
+async fn an_import_of_a_file_that_is_being_written_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let path = dir.path().join("growing.img");
+    fs::write(&path, vec![7; 4 << 20]).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    let import =
+        || ImportOptions { name: ImageName::new("ours").unwrap(), arch: ARCH, user: None, firmware: None };
+    let (progress, mut seen) = tokio::sync::watch::channel(PullProgress::default());
+    let write = async {
+        seen.wait_for(|progress| progress.done_bytes > 0).await.unwrap();
+        // In place, so that only its time changes.
+        fs::File::options().write(true).open(&path).unwrap().write_all(b"x").unwrap();
+    };
+    let (refused, ()) = tokio::join!(store.import(&path, import(), &progress), write);
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("written to while it was read"), "{error}");
+    assert!(store.list().unwrap().0.is_empty());
+    store.import(&path, import(), &no_progress()).await.unwrap();
 }
 
 #[tokio::test]
