@@ -6,13 +6,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use crate::blocking;
 use crate::error::{Error, Result};
 
 /// Whether other processes may hold the lock at the same time.
@@ -90,12 +90,12 @@ pub(crate) fn is_locked(file: File) -> io::Result<bool> {
 pub(crate) struct LockWait(oneshot::Receiver<Result<File, Errno>>);
 
 impl LockWait {
-    /// Starts to wait.
+    /// Starts to wait for the lock of the file, which messages call `path`.
     ///
     /// # Errors
-    /// Fails if the host can't create another thread.
-    pub(crate) fn begin(file: File, hold: LockMode) -> io::Result<Self> {
-        let found = file.metadata()?;
+    /// `Host` if the host can't create another thread; otherwise `Io`.
+    pub(crate) fn begin(file: File, hold: LockMode, path: &Path) -> Result<Self> {
+        let found = file.metadata().map_err(Error::io("examine", path))?;
         let id = (found.dev(), found.ino());
         let (sender, receiver) = oneshot::channel();
         let waiter = LockWaiter { file, hold, sender };
@@ -106,7 +106,7 @@ impl LockWait {
                 queue.push_back(waiter);
             }
             None => {
-                thread::Builder::new().name("vmkit-lock".into()).spawn(move || wait_for_all(id, waiter))?;
+                blocking::spawn("vmkit-lock", move || wait_for_all(id, waiter))?;
                 waiters.insert(id, VecDeque::new());
             }
         }
@@ -210,7 +210,7 @@ mod tests {
         let found = held.file().metadata().unwrap();
         let id = (found.dev(), found.ino());
         for _ in 0..5 {
-            let mut waiting = LockWait::begin(file(&path), LockMode::Alone).unwrap();
+            let mut waiting = LockWait::begin(file(&path), LockMode::Alone, &path).unwrap();
             assert!(waiting.until(after(20)).await.unwrap().is_none());
         }
         assert_eq!(
@@ -218,7 +218,7 @@ mod tests {
             1,
             "one waits, and of those behind it the last is not forgotten yet"
         );
-        let mut next = LockWait::begin(file(&path), LockMode::Alone).unwrap();
+        let mut next = LockWait::begin(file(&path), LockMode::Alone, &path).unwrap();
         assert_eq!(waiters()[&id].len(), 1, "it is now");
         drop(held);
         let locked = FileLock::of_locked(next.until(after(60_000)).await.unwrap().unwrap());

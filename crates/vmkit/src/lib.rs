@@ -66,6 +66,7 @@
 pub mod abilities;
 mod backend;
 mod backend_tag;
+mod blocking;
 mod boundedlog;
 #[cfg(any(feature = "ssh", all(target_os = "linux", feature = "qemu")))]
 mod clock;

@@ -11,6 +11,7 @@
 //! | a type's name is unique in its crate, and one in four at most has one word | `crates/*/src`, outside tests |
 //! | files, and top-level modules, use each other without a circle; pure modules use pure ones | the same |
 //! | ARCHITECTURE.md has at most 200 lines | |
+//! | no work on Tokio's blocking threads, which panic where there can be none | `crates/vmkit/src` |
 //! | a message has no other error's text, a hint matches no words | the library and the command, but for what `old_errors.txt` counts |
 //! | a relative link has a target | every Markdown file |
 //! | comments and prose are plain English in 100 columns | every Rust and Markdown file |
@@ -44,6 +45,9 @@ const LEFT_OVERS: &[&str] = &[
     concat!("FIX", "ME"),
     concat!("X", "XX"),
 ];
+
+/// What runs on Tokio's blocking threads.
+const POOL_THREADS: &[&str] = &["spawn_blocking", "tokio::fs", "lookup_host"];
 
 /// A place where a rule is broken.
 #[derive(Debug, PartialEq, Eq)]
@@ -150,6 +154,10 @@ fn check_rust(text: &str, findings: &mut Findings) -> Option<syn::File> {
         for word in LEFT_OVERS.iter().filter(|word| contains_word(line, word)) {
             findings.add(index + 1, format!("`{word}` is left over"));
         }
+        let is_library = findings.path.starts_with("crates/vmkit/src");
+        for word in POOL_THREADS.iter().filter(|word| is_library && contains_word(line, word)) {
+            findings.add(index + 1, format!("`{word}` panics without a thread: use `blocking.rs`"));
+        }
     }
     let documented =
         text.lines().find(|line| !line.trim().is_empty()).is_none_or(|line| line.starts_with("//!"));
@@ -241,6 +249,13 @@ mod tests {
         let word = LEFT_OVERS[4];
         assert_eq!(rust("examples/a.rs", &format!("// {word}: later\n")).len(), 1);
         assert!(rust("examples/a.rs", &format!("const TEMPLATE: &str = \"{word}{word}\";\n")).is_empty());
+    }
+
+    #[test]
+    fn a_blocking_thread_of_tokio_is_found_in_the_library_only() {
+        let text = "//! Docs.\nfn a() { tokio::task::spawn_blocking(|| ()); }\n";
+        assert_eq!(rust("crates/vmkit/src/b.rs", text).len(), 1);
+        assert!(rust("crates/vmkit-cli/src/b.rs", text).is_empty());
     }
 
     #[test]

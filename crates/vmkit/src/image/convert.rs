@@ -22,6 +22,7 @@ use super::disk::{DiskExtent, GuestDisk};
 use super::facts::ImageFacts;
 use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
+use crate::blocking::blocking;
 use crate::error::{Error, Result, Subject};
 use crate::flock::{FileLock, LockMode};
 use crate::steps::step;
@@ -81,7 +82,7 @@ pub async fn convert(
         asker: Arc::downgrade(&asker),
     };
     // Passed to the thread and back, so that it is removed only when nothing writes to it any more.
-    let copied = tokio::task::spawn_blocking(move || {
+    let copied = blocking(move || {
         let copied = work.copy(&mut target).and_then(|size| {
             work.progress.send_modify(|progress| progress.stage = PullStage::Finishing);
             target.finish().map_err(Error::io("write", &work.to))?;
@@ -89,7 +90,7 @@ pub async fn convert(
         });
         (copied, unfinished)
     });
-    let (copied, unfinished) = copied.await.expect("copying a disk does not panic");
+    let (copied, unfinished) = copied.await?;
     drop(asker);
     let size = copied?;
     if let Some(unfinished) = unfinished {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::Mode;
 
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::input_file::open_regular;
 use crate::steps::step;
@@ -19,17 +20,21 @@ const UNFINISHED: &str = ".new";
 
 /// Moves a disk to its place: synced, for reading only.
 pub(super) async fn settle(disk: &Path, place: &Path) -> Result<()> {
-    let settled = async || {
+    let protect = || {
         let file = File::open(disk)?;
         step("image: protect the disk")?;
         rustix::fs::fchmod(&file, Mode::RUSR | Mode::RGRP | Mode::ROTH)?;
         step("image: sync the disk")?;
-        // Gigabytes take their time, and others are at work on this thread.
-        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
+        Ok(file)
+    };
+    let file = protect().map_err(Error::io("keep", place))?;
+    // Gigabytes take their time, and others are at work on this thread.
+    let synced = blocking(move || file.sync_all()).await?;
+    let move_there = || {
         step("image: move the disk to its place")?;
         fs::rename(disk, place)
     };
-    settled().await.map_err(Error::io("keep", place))
+    synced.and_then(|()| move_there()).map_err(Error::io("keep", place))
 }
 
 /// Writes a record in the place of an earlier one, so that there is always a whole one.

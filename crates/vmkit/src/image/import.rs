@@ -1,12 +1,11 @@
 //! Imports a user's file as a local image.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::blocks::FileBlocks;
 use super::digest::DigestAlgorithm;
 use super::downloads::{DownloadDir, Downloads, remove_dir};
 use super::inspect::ImageOrigin;
@@ -18,8 +17,6 @@ use super::reference::ImageName;
 use crate::error::{Error, Result};
 use crate::input_file::InputStream;
 use crate::spec::{Arch, Firmware, UserName};
-
-const BLOCK_BYTES: usize = 1 << 20;
 
 /// The properties of an imported image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,22 +67,15 @@ impl ImageImport<'_> {
         import: ImportOptions,
     ) -> Result<LocalImage> {
         let mut intake = ImageIntake::begin(place, DigestAlgorithm::Sha256, 0)?;
-        let InputStream { mut file, path, bytes } = input;
+        let InputStream { file, path, bytes } = input;
         // What a pipe gives is nowhere else to be changed.
         let look = || bytes.map(|_| written(&path)).transpose().map_err(Error::io("examine", &path));
         let before = look()?;
         let mut done_bytes = 0;
-        loop {
-            let read = move || {
-                let mut block = Vec::with_capacity(BLOCK_BYTES);
-                let read = file.by_ref().take(BLOCK_BYTES as u64).read_to_end(&mut block);
-                read.map(|_| (file, block))
-            };
-            let read = tokio::task::spawn_blocking(read).await.expect("reading does not panic");
-            let block;
-            (file, block) = read.map_err(Error::io("read", &path))?;
+        let mut blocks = FileBlocks::begin(file)?;
+        while let Some(block) = blocks.next().await.map_err(Error::io("read", &path))? {
             let read_bytes = block.len() as u64;
-            if read_bytes == 0 || !intake.take(Bytes::from(block)).await {
+            if !intake.take(block).await {
                 break;
             }
             done_bytes += read_bytes;

@@ -15,7 +15,6 @@ use std::io::{self, BufRead, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as threads;
-use std::thread;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +24,7 @@ use super::downloads::{DOWNLOAD, DownloadDir};
 use super::inspect::is_web_page;
 use super::packing::{HEAD_BYTES, ImageCompression, MOST_WINDOW_BYTES, needs_too_much_memory};
 use super::sparse::SparseFile;
+use crate::blocking::spawn;
 use crate::error::{Error, Result};
 use crate::steps::step;
 
@@ -137,11 +137,6 @@ fn remove_earlier(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-    let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map(drop).map_err(Error::io("begin", "a thread that takes in the image"))
 }
 
 /// Writes, hashes and passes on the received bytes; returns `None` if the sender is gone.

@@ -19,6 +19,7 @@ use super::intake::ReceivedImage;
 use super::kept::{self, DAMAGED, LocalImage, NewName, RECORD};
 use super::local_images::{LOCK, LocalImages};
 use super::progress::{PullProgress, PullStage};
+use crate::blocking::blocking;
 use crate::error::{Error, Result, Subject};
 use crate::input_file::InputFile;
 use crate::steps::step;
@@ -182,8 +183,7 @@ async fn hash_of_file(path: &Path, progress: impl Fn(u64) + Send + 'static) -> R
             progress(done_bytes);
         }
     };
-    let hashed = tokio::task::spawn_blocking(hash).await.expect("hashing does not panic");
-    hashed.map_err(Error::io("read", path))
+    blocking(hash).await?.map_err(Error::io("read", path))
 }
 
 /// Creates an empty marker file, or removes it.

@@ -22,6 +22,8 @@ mod arch;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 mod backing;
 #[cfg(feature = "images")]
+mod blocks;
+#[cfg(feature = "images")]
 mod catalogue;
 #[cfg(all(test, feature = "images"))]
 mod catalogue_tests;
@@ -91,6 +93,8 @@ mod registry_tests;
 mod remote;
 #[cfg(feature = "images")]
 mod removal;
+#[cfg(feature = "images")]
+mod resolver;
 #[cfg(feature = "images")]
 mod signature;
 #[cfg(feature = "images")]

@@ -116,6 +116,6 @@ impl ImagePull<'_> {
         let Some(kept) = names.pop() else { return Ok(None) };
         let Some(_lock) = self.images.hold(&kept.image, LockMode::Shared).await? else { return Ok(None) };
         let Some(image) = self.images.read(&kept.image)? else { return Ok(None) };
-        Ok(signed.verify(&image.facts.path).await.ok().map(|verified| (kept, verified)))
+        Ok(signed.verify(&image.facts.path).await?.ok().map(|verified| (kept, verified)))
     }
 }

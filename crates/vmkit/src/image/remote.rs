@@ -14,6 +14,7 @@ use reqwest::{Client, Proxy, RequestBuilder, Response, StatusCode, Url, redirect
 use tokio::time::{sleep, timeout};
 
 use super::proxy::Proxies;
+use super::resolver::{self, SystemResolver};
 use crate::error::{Error, Result};
 
 /// The largest number of redirects.
@@ -215,6 +216,9 @@ impl HttpFetcher {
     }
 
     fn fetch_error_of(&self, url: &str, error: reqwest::Error) -> Error {
+        if let Some(refused) = resolver::refusal(&error) {
+            return refused;
+        }
         // After a redirect it is another address than the one that was asked for.
         let through = error.url().map_or_else(String::new, |url| self.through_what(url));
         let problem = match () {
@@ -261,6 +265,7 @@ impl HttpFetcher {
             .tls_backend_preconfigured(tls)
             .redirect(follow)
             .connect_timeout(self.patience.connect)
+            .dns_resolver(SystemResolver)
             .no_proxy()
             .user_agent(concat!("vmkit/", env!("CARGO_PKG_VERSION")));
         if !self.proxies.is_empty() {

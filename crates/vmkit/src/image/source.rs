@@ -13,6 +13,7 @@ use super::kept::Verification;
 use super::reference::{ImageUrl, OciRef};
 use super::remote::shown;
 use super::signature::{self, Certificate};
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 
 /// A file to fetch, and how it is verified.
@@ -76,22 +77,22 @@ impl PullSource {
         let file = dir.join(DOWNLOAD);
         // A compressed image was signed as it was compressed.
         let file = if file.exists() { &file } else { download };
-        let verified = signed.verify(file).await;
+        let verified = signed.verify(file).await?;
         verified.map_err(|problem| Error::untrusted(self.url.clone(), problem))
     }
 }
 
 impl FileSignature {
-    /// Checks the signature over a file.
+    /// Checks the signature over a file; returns the reason why it is not valid, for a person to
+    /// read.
     ///
     /// # Errors
-    /// The reason why the signature is not valid, for a person to read.
-    pub(super) async fn verify(&self, file: &Path) -> std::result::Result<Verification, String> {
+    /// `Host` if it can't be checked for lack of a thread.
+    pub(super) async fn verify(&self, file: &Path) -> Result<std::result::Result<Verification, String>> {
         let (Self { signature, keys }, file) = (self.clone(), file.to_owned());
-        let checked = tokio::task::spawn_blocking(move || {
+        let checked = blocking(move || {
             signature::verify_detached(&signature, &keys, seconds_since_1970(), || File::open(&file))
         });
-        let fingerprint = checked.await.expect("checking a signature does not panic")?;
-        Ok(Verification::Signature { fingerprint })
+        Ok(checked.await?.map(|fingerprint| Verification::Signature { fingerprint }))
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 
 use super::{VmManager, WaitCondition};
+use crate::blocking::blocking;
 use crate::console::{AttachedConsole, ConsoleClient, ConsoleLog, ConsoleTurn, JoinedConsole, StateQuery};
 use crate::error::{Error, LiveResource, Result};
 use crate::handle::{ConsoleEndpoint, VmHandle};
@@ -68,9 +69,7 @@ async fn at_socket(vm: &VmHandle, socket: &Path) -> Result<(UnixStream, Vec<u8>)
         let log = log.as_deref().map(|path| ConsoleLog { path, since, most_bytes: PAST_BYTES });
         client.join(log)
     };
-    let joined = tokio::task::spawn_blocking(join).await;
-    let joined = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    let JoinedConsole { past, said, stream } = joined?;
+    let JoinedConsole { past, said, stream } = blocking(join).await??;
     let stream = UnixStream::from_std(stream).map_err(Error::io("watch", socket))?;
     Ok((stream, [past, said].concat()))
 }

@@ -4,13 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
 
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tar::{Builder, EntryType, Header};
 use tokio::net::unix::pipe::Receiver;
 
+use crate::blocking::BlockingWork;
+use crate::error::Error;
 use crate::vmfile::CopySpec;
 
 /// The name of the entry at the top of an archive.
@@ -26,7 +27,7 @@ const MOST_UNTOLD_BYTES: u64 = 256 << 20;
 /// An archive that is being created.
 #[derive(Debug)]
 pub(super) struct TarArchive {
-    writer: JoinHandle<Result<(), (PathBuf, io::Error)>>,
+    writer: BlockingWork<Result<(), (PathBuf, io::Error)>>,
 }
 
 impl TarArchive {
@@ -34,27 +35,24 @@ impl TarArchive {
     /// reader; returns the reader, too.
     ///
     /// # Errors
-    /// Those of the system.
-    pub(super) fn of(copy: &CopySpec) -> io::Result<(Receiver, Self)> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        rustix::io::ioctl_fionbio(&reader, true)?;
-        let bytes = Receiver::from_owned_fd_unchecked(reader)?;
+    /// `Host` without a thread; otherwise `Io`.
+    pub(super) fn of(copy: &CopySpec) -> Result<(Receiver, Self), Error> {
+        let pipe = || {
+            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&reader, true)?;
+            Ok((Receiver::from_owned_fd_unchecked(reader)?, File::from(writer)))
+        };
+        let (bytes, writer) = pipe().map_err(Error::io("archive", &copy.from))?;
         let copy = copy.clone();
-        let write = move || write(File::from(writer), &copy);
-        let writer = thread::Builder::new().name("vmkit-archive".into()).spawn(write)?;
-        Ok((bytes, Self { writer }))
+        Ok((bytes, Self { writer: BlockingWork::begin(move || write(writer, &copy))? }))
     }
 
     /// Returns the failure to read the host's files, once the archive is no longer read.
     ///
     /// A reader that stops early is no failure of the archive.
     pub(super) async fn failure(self) -> Option<(PathBuf, io::Error)> {
-        // The thread may be reading a block from a slow disk.
-        match tokio::task::spawn_blocking(|| self.writer.join()).await.expect("joining does not panic") {
-            Ok(Err((_, error))) if error.kind() == io::ErrorKind::BrokenPipe => None,
-            Ok(written) => written.err(),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        let failed = self.writer.outcome().await.err();
+        failed.filter(|(_, error)| error.kind() != io::ErrorKind::BrokenPipe)
     }
 }
 

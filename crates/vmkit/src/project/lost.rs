@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::blocking::blocking;
 use super::event::{EventKind, OrphanedVm, ProjectEvent};
 use super::job::RunContext;
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen};
+use crate::blocking::blocking;
 use crate::error::Result;
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
@@ -43,7 +43,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
             return Ok(Vec::new());
         }
         let (manager, project) = (self.manager().clone(), project.clone());
-        blocking(move || manager.recorded().map(|vms| lost(&project, vms.iter()))).await
+        blocking(move || manager.recorded().map(|vms| lost(&project, vms.iter()))).await?
     }
 }
 

@@ -15,7 +15,6 @@
 //! without them is never touched, even if it has the machine's name.
 
 mod archive;
-mod blocking;
 mod diff;
 mod down;
 mod end_mark;

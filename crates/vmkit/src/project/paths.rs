@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use rustix::fs::{Access, access};
 
-use super::blocking::blocking;
 use super::diff::{PlannedAction, changes_of, needed};
 use super::job::RunContext;
 use super::kept::MachineFiles;
@@ -16,6 +15,7 @@ use super::look::MachineVm;
 use super::provisioned::ProvisionRecord;
 use super::task::{DigestCache, UnreadableSource, tasks, to_do};
 use super::{GuestConnector, ProjectManager};
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Backend;
 use crate::vmfile::{MachineConfig, Project, VmfileError};
@@ -69,7 +69,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
             });
             all_of(&project, errors)
         })
-        .await
+        .await?
     }
 
     /// Returns what is wrong with the image that a machine would be made of, at its place in the

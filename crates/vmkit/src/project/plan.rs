@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::blocking::blocking;
 use super::diff::{PlannedAction, action, changes_of, needed, pending};
 use super::event::OrphanedVm;
 use super::kept::MachineFiles;
@@ -11,6 +10,7 @@ use super::lost::lost;
 use super::paths::{all_of, errors, missing};
 use super::task::{DigestCache, ToDo, tasks, to_do};
 use super::{GuestConnector, ProjectManager, ProjectOptions, StepReason, chosen, with_dependencies};
+use crate::blocking::blocking;
 use crate::error::Result;
 use crate::hypervisor::Backend;
 use crate::lifecycle::VmState;
@@ -127,7 +127,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
             };
             ProjectPlan { project: project.name, file: project.file, machines: planned, left, lost }
         };
-        Ok(blocking(plan).await)
+        blocking(plan).await
     }
 
     fn plan_machine(

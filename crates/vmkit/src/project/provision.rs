@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::archive::TarArchive;
-use super::blocking::blocking;
 use super::event::{EventKind, EventListener, MachineAction, ProjectEvent, ProjectReport};
 use super::guests::{GuestConnector, GuestInput};
 use super::inside::GuestShell;
@@ -18,6 +17,7 @@ use super::provisioned::{ProvisionRecord, StepEnd, StepRecord};
 use super::script::{GuestScript, TaskToken};
 use super::task::{GuestTask, TaskKind, ToDo, UnreadableSource, tasks, to_do};
 use super::{ProjectManager, ProjectOptions, ProvisionPolicy, chosen, unknown};
+use crate::blocking::blocking;
 use crate::boundedlog::BoundedLog;
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::hypervisor::Backend;
@@ -113,7 +113,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             tasks.retain(|task| what.steps.contains(&task.name));
         }
         let (provisioned, digests) = (kept.provisioned()?, self.work.digests.clone());
-        let looked = blocking(move || to_do(tasks, &provisioned, what.force, &digests)).await;
+        let looked = blocking(move || to_do(tasks, &provisioned, what.force, &digests)).await?;
         looked.map_err(UnreadableSource::into_error)
     }
 
@@ -192,7 +192,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
             return Ok(digest);
         }
         let (task, digests) = (task.clone(), self.work.digests.clone());
-        blocking(move || task.digest(&digests)).await.map_err(UnreadableSource::into_error)
+        blocking(move || task.digest(&digests)).await?.map_err(UnreadableSource::into_error)
     }
 
     /// Runs one task in the guest; returns how it ended.
@@ -208,7 +208,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let mut print = |bytes: &[u8]| printer.print(bytes);
         let exit = match &task.what {
             TaskKind::Copy(copy) => {
-                let (input, archive) = TarArchive::of(copy).map_err(Error::io("archive", &copy.from))?;
+                let (input, archive) = TarArchive::of(copy)?;
                 let exit = inside.run(script, Box::pin(input), &mut print, deadline).await;
                 if let Some((path, error)) = archive.failure().await {
                     return Err(task.unreadable("from", &path, error).into_error());

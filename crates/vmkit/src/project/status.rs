@@ -7,7 +7,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::blocking::blocking;
 use super::diff::pending;
 use super::inside::GuestShell;
 use super::kept::MachineFiles;
@@ -16,6 +15,7 @@ use super::provision::asks_guest;
 use super::provisioned::StepEnd;
 use super::task::{DigestCache, GuestTask, UnreadableSource, tasks, to_do};
 use super::{GuestConnector, PlannedStep, ProjectManager, ProjectOptions, chosen};
+use crate::blocking::blocking;
 use crate::deadline::later;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -141,7 +141,8 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         };
         let kept = MachineFiles::of(self.manager().home(), &machine.vm);
         let tasks = tasks(machine);
-        status.provisioning = blocking(move || provisioning(tasks, &kept, &digests)).await.ok();
+        let looked = blocking(move || provisioning(tasks, &kept, &digests)).await;
+        status.provisioning = looked.flatten().ok();
         status.pending = pending(&vm);
         if vm.state == VmState::Running {
             status.address = self.manager().guest_ip(&machine.vm).await.ok();

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::blocking::blocking;
 use super::diff::{PlannedAction, action, changes_of, pending};
 use super::event::{EventKind, EventListener, MachineAction, ProjectReport};
 use super::job::{MachineJob, RunContext};
@@ -14,6 +13,7 @@ use super::look::MachineVm;
 use super::paths::{all_of, errors, missing};
 use super::provisioned::ProvisionRecord;
 use super::{GuestConnector, ProjectManager, ProjectOptions, chosen, with_dependencies};
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
@@ -147,7 +147,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let look = move || missing(&machine, action, &ProvisionRecord::default(), &digests);
         let project = &self.work.project;
         let host = self.engine.check_host(project, &self.machine, action).await;
-        all_of(project, errors(project, &self.machine, blocking(look).await, host).into_iter())?;
+        all_of(project, errors(project, &self.machine, blocking(look).await?, host).into_iter())?;
         self.makings().await
     }
 

@@ -85,7 +85,7 @@ pub(super) async fn locked(file: File, path: &Path, hold: LockMode, deadline: In
     if deadline <= Instant::now() {
         return Err(busy());
     }
-    let mut waiting = LockWait::begin(file, hold).map_err(Error::io("wait for", path))?;
+    let mut waiting = LockWait::begin(file, hold, path)?;
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
         Some(file) => Ok(FileLock::of_locked(file)),
         None => Err(busy()),

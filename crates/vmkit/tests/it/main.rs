@@ -11,6 +11,8 @@ mod common;
 #[cfg(feature = "propolis")]
 mod console;
 mod crash;
+#[cfg(all(target_os = "linux", feature = "images", feature = "ssh", feature = "vmfile"))]
+mod few_threads;
 mod manager;
 #[cfg(all(feature = "propolis", feature = "ssh"))]
 mod power_off;

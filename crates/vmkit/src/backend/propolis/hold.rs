@@ -68,7 +68,7 @@ async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
         Err(Errno::WOULDBLOCK) => {}
         Err(errno) => return Err(Error::io("lock", path)(errno.into())),
     }
-    let mut waiting = LockWait::begin(file, LockMode::Alone).map_err(Error::io("wait for", path))?;
+    let mut waiting = LockWait::begin(file, LockMode::Alone, path)?;
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
         Some(locked) => Ok(locked),
         None => Err(Error::Busy {

@@ -12,6 +12,7 @@ use super::layout::PropolisLayout;
 use super::options::{PropolisOptions, ZfsSnapshot};
 use super::plan::{HostStep, StepDiff};
 use crate::backend::supervise::files::remove_file;
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::handle::BackendTag;
 use crate::image::{ImageFormat, inspect_for};
@@ -253,14 +254,15 @@ async fn copy(image: &Path, path: &Path, size: Option<Mib>, hold: &OperationLock
     step("prepare: copy").map_err(Error::io("create", path))?;
     let lock = hold.as_input().map_err(Error::io("create", path))?;
     let (from, to) = (image.to_owned(), path.to_owned());
-    let copied = tokio::task::spawn_blocking(move || {
+    let copied: io::Result<()> = blocking(move || {
         let _lock = lock;
         let mut source = File::open(&from)?;
         let mut target = create(&to)?;
         let bytes = io::copy(&mut source, &mut target)?.next_multiple_of(SECTOR_BYTES);
         target.set_len(size.map_or(bytes, |size| size.bytes().max(bytes)))
-    });
-    copied.await.map_err(io::Error::other).flatten().map_err(Error::io("copy to", path))
+    })
+    .await?;
+    copied.map_err(Error::io("copy to", path))
 }
 
 fn blank(path: &Path, size: Mib) -> Result<()> {

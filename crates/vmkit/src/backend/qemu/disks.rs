@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::QemuDetails;
 use super::facts::ImageMedia;
 use super::layout::QemuLayout;
+use crate::blocking::blocking;
 use crate::disk_files::{check_apart, check_paths};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -83,8 +84,8 @@ async fn check_base(spec: &VmSpec, noted: Option<&ImageIdentity>) -> Result<Opti
     };
     let (path, noted) = (image.to_owned(), noted.clone());
     // A whole image may have to be read.
-    let compared = tokio::task::spawn_blocking(move || noted.compared(&path));
-    match compared.await.expect("comparing does not panic").map_err(|error| needed(vm.as_str(), error))? {
+    let compared = blocking(move || noted.compared(&path)).await?;
+    match compared.map_err(|error| needed(vm.as_str(), error))? {
         Ok(now) => Ok(Some(now)),
         Err(change) => Err(Error::invalid("image", image.display(), change.refusal(vm.as_str(), image))),
     }
@@ -110,8 +111,7 @@ fn needed(vm: &str, error: Error) -> Error {
 pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdentity>> {
     let Some(image) = spec.disk().and_then(RootDisk::base) else { return Ok(None) };
     let path = image.to_owned();
-    let read = tokio::task::spawn_blocking(move || ImageIdentity::of(&path));
-    read.await.expect("reading does not panic").map(Some)
+    blocking(move || ImageIdentity::of(&path)).await?.map(Some)
 }
 
 /// Checks the files of a VM that is about to be stopped in order to start again, as its next start

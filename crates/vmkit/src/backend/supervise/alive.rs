@@ -131,7 +131,7 @@ struct AliveWaiter(LockWait);
 
 impl AliveWaiter {
     fn begin(place: &SupervisionPaths) -> Result<Self> {
-        LockWait::begin(open(place)?, LockMode::Alone).map(Self).map_err(Error::io("wait for", &place.alive))
+        LockWait::begin(open(place)?, LockMode::Alone, &place.alive).map(Self)
     }
 
     async fn for_a_moment(&mut self, place: &SupervisionPaths) -> Result<Option<OwnedFd>> {

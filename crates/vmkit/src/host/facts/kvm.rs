@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::host::facts::cache;
+use crate::host::inherited::child_problem;
 
 /// The device of KVM.
 pub(crate) const DEVICE: &str = "/dev/kvm";
@@ -159,7 +160,10 @@ async fn run(device: Kvm) -> KvmFinding {
     let spawned =
         thread::Builder::new().name("vmkit-kvm-probe".to_owned()).spawn(move || guest::run(&device, answer));
     if let Err(error) = spawned {
-        return KvmFinding::for_now(format!("no thread could be started to try it: {error}"));
+        return KvmFinding::for_now(format!(
+            "no thread could be started to try it: {}",
+            child_problem(&error)
+        ));
     }
     match timeout(DEADLINE, answered).await {
         Ok(Ok(finding)) => finding,

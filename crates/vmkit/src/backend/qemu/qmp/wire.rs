@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::codec::{LineBuffer, MalformedLine, TooLong};
 use crate::backend::qemu::layout::MAX_SOCKET_PATH_BYTES;
+use crate::blocking::blocking;
 use crate::error::{Error, Peer, Result};
 
 /// How much is read at least in one go, in bytes.
@@ -174,8 +175,8 @@ pub(crate) async fn within<T>(
 ///
 /// QEMU takes one client at a time and lets one more wait. Beyond that a connect that must not
 /// block fails at once with EAGAIN, and no event tells when to try again; one that may block is
-/// woken by the kernel, or by its send timeout. So it is made on a thread for blocking calls; if
-/// this future is dropped, it ends by itself at the deadline.
+/// woken by the kernel, or by its send timeout. So it is made on a thread of its own; if this
+/// future is dropped, it ends by itself at the deadline.
 ///
 /// Source: unix(7), EAGAIN of connect(2); `SO_SNDTIMEO` in socket(7).
 async fn connect_in_turn(near: &Path, path: &Path, deadline: Instant) -> Result<UnixStream> {
@@ -184,15 +185,15 @@ async fn connect_in_turn(near: &Path, path: &Path, deadline: Instant) -> Result<
         SocketAddrUnix::new(near).map_err(io::Error::from).map_err(Error::io("connect to", path))?;
     // The kernel takes a timeout of zero for none at all.
     let timeout = deadline.saturating_duration_since(start).max(Duration::from_millis(1));
-    let connecting = tokio::task::spawn_blocking(move || {
+    let connecting = blocking(move || {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
         rustix::net::connect(&socket, &address)?;
         set_socket_timeout(&socket, Timeout::Send, None)?;
-        Ok(std::os::unix::net::UnixStream::from(socket))
+        io::Result::Ok(std::os::unix::net::UnixStream::from(socket))
     });
-    let stream = match connecting.await.map_err(io::Error::from).flatten() {
+    let stream = match connecting.await? {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let awaited = format!("a turn on {}, where other clients wait too", path.display());
             return Err(Error::timed_out(awaited, start.elapsed()));
