@@ -13,6 +13,9 @@ use crate::progress::{ImageProgressBar, seconds};
 
 /// The likely reasons for a guest that accepts no login, and what to do about them.
 pub(crate) const MISSING: &str = "does this image have cloud-init and an SSH server? `vmkit console` looks in, `launch --no-wait` does not wait";
+/// The same for a machine of a file, before the name of its VM.
+pub(crate) const MISSING_IN_MACHINE: &str =
+    "does its image have cloud-init and an SSH server? look in with `vmkit console";
 
 /// The progress of a launch.
 pub(crate) struct LaunchProgress {

@@ -51,6 +51,8 @@ pub enum EventKind {
     Stopping,
     /// It is awaited; this says what for.
     Awaiting(String),
+    /// Its guest is up and not as it has to be: this is odd about it. The work goes on.
+    Notice(String),
     /// It is as the file says, and ready, this long after the work on it began.
     Ready {
         /// How long that took.

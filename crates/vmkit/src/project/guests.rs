@@ -16,17 +16,26 @@ pub type GuestInput = Pin<Box<dyn AsyncRead + Send>>;
 /// Takes what a command prints, both streams as they come.
 pub type GuestOutput<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
 
+/// Takes what is odd about a guest that is up and lets vmkit in no sooner, while it is waited for.
+pub type GuestNotice<'a> = &'a mut (dyn FnMut(String) + Send);
+
 /// The ways into the guests of one home.
 pub trait GuestConnector: Send + Sync + 'static {
     /// A way into one guest.
     type Guest: ConnectedGuest;
 
-    /// Waits until the guest lets vmkit in, and returns the way.
+    /// Waits until the guest lets vmkit in, and returns the way. Calls `notice` if it is probable
+    /// meanwhile that the guest never will, such as one without an SSH server.
     ///
     /// # Errors
     /// `TimedOut` at the deadline; `InvalidState` when the VM ends meanwhile; `Guest` where there
     /// is no way in.
-    fn enter(&self, vm: &VmName, deadline: Instant) -> impl Future<Output = Result<Self::Guest>> + Send;
+    fn enter(
+        &self,
+        vm: &VmName,
+        deadline: Instant,
+        notice: GuestNotice<'_>,
+    ) -> impl Future<Output = Result<Self::Guest>> + Send;
 }
 
 /// A guest that was entered.

@@ -50,7 +50,7 @@ pub use event::{
     EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, OrphanedVm, ProjectEvent,
     ProjectReport,
 };
-pub use guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
+pub use guests::{ConnectedGuest, GuestConnector, GuestInput, GuestNotice, GuestOutput};
 pub use plan::{PlannedMachine, PlannedStep, ProjectPlan, RemovedMachine};
 pub use provisioned::StepReason;
 pub use ssh_guests::{SshGuest, SshGuests};

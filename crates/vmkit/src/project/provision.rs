@@ -120,7 +120,8 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
     /// Waits until the guest can be worked in.
     async fn enter(&self, deadline: Instant) -> Result<GuestShell<G::Guest>> {
         self.tell(EventKind::Awaiting("SSH".to_owned()));
-        let guest = self.engine.shared.guests.enter(&self.machine.vm, deadline).await?;
+        let mut notice = |text| self.tell(EventKind::Notice(text));
+        let guest = self.engine.shared.guests.enter(&self.machine.vm, deadline, &mut notice).await?;
         let inside = GuestShell::new(guest, &self.machine.name);
         if self.machine.ready.cloud_init {
             self.tell(EventKind::Awaiting("cloud-init".to_owned()));

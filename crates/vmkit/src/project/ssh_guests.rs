@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::guests::{ConnectedGuest, GuestConnector, GuestInput, GuestOutput};
+use super::guests::{ConnectedGuest, GuestConnector, GuestInput, GuestNotice, GuestOutput};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hypervisor::Backend;
 use crate::manager::{self, VmManager};
@@ -53,14 +53,14 @@ impl<H: Backend + 'static> SshGuests<H> {
 impl<H: Backend + 'static> GuestConnector for SshGuests<H> {
     type Guest = SshGuest<H>;
 
-    async fn enter(&self, vm: &VmName, deadline: Instant) -> Result<SshGuest<H>> {
+    async fn enter(&self, vm: &VmName, deadline: Instant, notice: GuestNotice<'_>) -> Result<SshGuest<H>> {
         // Without a key in the VM's record waiting does not help; everything else may still come
         // up.
         match self.manager.ssh_target(vm, &LoginOptions::default()).await {
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let session = self.manager.enter(vm, deadline, manager::GuestAge::Known, &mut |_| ()).await?;
+        let session = self.manager.enter(vm, deadline, manager::GuestAge::Known, notice).await?;
         let user = session.user().to_owned();
         let session = Mutex::new(Some(Arc::new(session)));
         Ok(SshGuest { manager: self.manager.clone(), vm: vm.clone(), session, user })

@@ -183,7 +183,8 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
             }
             return Ok(());
         }
-        let guest = self.shared.guests.enter(&machine.vm, deadline).await?;
+        // What is odd is in the result.
+        let guest = self.shared.guests.enter(&machine.vm, deadline, &mut |_| ()).await?;
         let inside = GuestShell::new(guest, &machine.name);
         if ready.cloud_init {
             *probe = "cloud_init".to_owned();

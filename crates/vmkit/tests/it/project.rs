@@ -43,6 +43,21 @@ fn machines_come_up_after_those_that_they_depend_on() {
 }
 
 #[test]
+fn what_is_odd_about_a_guest_is_an_event_of_its_machine() {
+    let (temp, shop) = shop();
+    fs::write(temp.path().join("odd"), "").unwrap();
+    let report = shop.up_as(SHOP, &only(&["db"]));
+    assert!(report.is_fine(), "{report:?}");
+    let events = shop.events.lock().unwrap();
+    let told = |event: &ProjectEvent| match &event.what {
+        EventKind::Notice(text) => Some((event.machine.clone(), text.clone())),
+        _ => None,
+    };
+    let told: Vec<_> = events.iter().filter_map(told).collect();
+    assert_eq!(told, [(Some("db".to_owned()), "the guest is odd".to_owned())]);
+}
+
+#[test]
 fn a_guest_that_is_not_entered_is_asked_for_its_ports_from_the_host() {
     let temp = tempfile::tempdir().unwrap();
     // A user network closes the connection if the guest refuses, and keeps it open if something

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use vmkit::GuestExitStatus;
 use vmkit::image::{Catalogue, ImageStore};
 use vmkit::project::{
-    ConnectedGuest, EventListener, GuestConnector, GuestInput, GuestOutput, MachineAction, MachineOutcome,
-    ProjectEvent, ProjectManager, ProjectOptions, ProjectReport,
+    ConnectedGuest, EventListener, GuestConnector, GuestInput, GuestNotice, GuestOutput, MachineAction,
+    MachineOutcome, ProjectEvent, ProjectManager, ProjectOptions, ProjectReport,
 };
 use vmkit::spec::VmName;
 use vmkit::vmfile::{self, Project};
@@ -62,10 +62,13 @@ pub(crate) struct FileGuest {
 impl GuestConnector for FileGuests {
     type Guest = FileGuest;
 
-    async fn enter(&self, vm: &VmName, _deadline: Instant) -> Result<FileGuest> {
+    async fn enter(&self, vm: &VmName, _: Instant, notice: GuestNotice<'_>) -> Result<FileGuest> {
         assert!(self.manager.info(vm).await?.state.is_live(), "a guest is entered that does not run");
         if self.dir.join("mute").exists() {
             std::future::pending::<()>().await;
+        }
+        if self.dir.join("odd").exists() {
+            notice("the guest is odd".to_owned());
         }
         Ok(FileGuest { dir: self.dir.clone(), vm: vm.clone() })
     }

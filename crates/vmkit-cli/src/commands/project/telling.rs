@@ -13,9 +13,11 @@ use vmkit::image::PullProgress;
 use vmkit::project::{
     EventKind, EventListener, MachineAction, MachineOutcome, MachineReport, OrphanedVm, ProjectReport,
 };
+use vmkit::spec::VmName;
 use vmkit::vmfile::Project;
 
 use crate::failure::{ErrorSubject, Failure};
+use crate::launching::MISSING_IN_MACHINE;
 use crate::{json_project, output, progress};
 
 /// The request, which decides what is reported at the end.
@@ -48,6 +50,8 @@ pub(super) fn printer(project: &Project) -> EventListener {
     let width = project.machines.iter().map(|machine| machine.name.chars().count()).max().unwrap_or(0);
     let image = |machine: &vmkit::vmfile::MachineConfig| Some((machine.name.clone(), machine.image.clone()?));
     let images: BTreeMap<String, String> = project.machines.iter().filter_map(image).collect();
+    let vm = |machine: &vmkit::vmfile::MachineConfig| (machine.name.clone(), machine.vm.clone());
+    let vms: BTreeMap<String, VmName> = project.machines.iter().map(vm).collect();
     let project = project.name.clone();
     let pulls = Mutex::new(BTreeMap::new());
     Arc::new(move |event| {
@@ -64,6 +68,10 @@ pub(super) fn printer(project: &Project) -> EventListener {
                 return output::line(format_args!("{machine:width$} | {line}"));
             }
             EventKind::LeftOut { step, path } => return warn_of_left_out(&machine, &step, &path),
+            EventKind::Notice(text) => {
+                let vm = vms.get(&machine).map_or("", VmName::as_str);
+                return output::warning(format_args!("{machine}: {text}: {MISSING_IN_MACHINE} {vm}`"));
+            }
             EventKind::Step { name, why } => {
                 return output::line(format_args!("{machine:width$} > {name} ({why})"));
             }

@@ -34,7 +34,7 @@ fn write(life: &Life, file: &File) {
          [machine.web]\nimage = {:?}\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\nmemory = {}\n\
          depends_on = ['db']\n\
          files = [{{ from = 'page', to = '/srv/page' }}]\n\
-         provision = [{{ name = 'count', shell = 'echo once >> /srv/count' }}{}]\n\
+         provision = [{{ name = 'count', shell = 'sleep 1000 & echo once >> /srv/count' }}{}]\n\
          ready.command = 'test -s /srv/count'\n\n\
          [machine.edge]\n{small}depends_on = ['web']\n",
         file.cpus,
@@ -57,6 +57,27 @@ fn machines(life: &Life, arguments: &[&str]) -> Vec<Value> {
 /// Returns the process of each machine's QEMU.
 fn qemus(life: &Life) -> Vec<Pid> {
     ["trio-db", "trio-web", "trio-edge"].map(|name| life.qemu(name)).to_vec()
+}
+
+#[test]
+fn a_machine_that_will_let_nothing_in_is_reported_long_before_the_deadline() {
+    let life = Life::new();
+    let tiny = guest::tiny();
+    let text = format!(
+        "version = 1\nproject.name = 'odd'\n[machine.web]\naccel = 'tcg'\nkernel = {:?}\ninitrd = {:?}\n\
+         cmdline = {:?}\nmemory = {}\ncloud_init = {{}}\nready = {{ ssh = true, timeout = '600s' }}\n",
+        tiny.kernel,
+        tiny.initrd,
+        tiny.cmdline(MachineType::Q35),
+        tiny.memory.mib()
+    );
+    fs::write(life.file("vmkit.toml"), text).unwrap();
+    let mut up = life.command(["up"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = Ear::new(fs::File::from(OwnedFd::from(up.stderr.take().unwrap())));
+    said.hears("warning: web: the guest is up, and has neither cloud-init nor an SSH server: ");
+    said.hears("look in with `vmkit console odd-web`\n");
+    cut(up, Signal::INT);
+    life.must(["down", "--rm"]);
 }
 
 /// Brings up the trio with a step of `web` that fails, and reads what is said of it.
