@@ -10,6 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::env;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,10 @@ use rustix::process::{Signal, getpid, kill_process};
 const DIR: &str = "VMKIT_CRASH_DIR";
 const SCENARIO: &str = "VMKIT_CRASH_SCENARIO";
 const AT: &str = "VMKIT_CRASH_AT";
+/// What a process that lived to its end says before the number of its steps.
+const STEPS: &str = "steps: ";
+/// The number of a step that no operation takes.
+const NEVER: u64 = u64::MAX;
 
 type FaultHook = Rc<RefCell<dyn FnMut(&'static str) -> io::Result<()>>>;
 
@@ -55,22 +60,31 @@ pub struct CrashTask {
     /// The scenario to run, a name that only the test interprets.
     pub scenario: String,
     at: u64,
+    taken: Rc<Cell<u64>>,
+}
+
+impl Drop for CrashTask {
+    fn drop(&mut self) {
+        // The parent reads it.
+        let _ = writeln!(io::stderr(), "{STEPS}{}", self.taken.get());
+    }
 }
 
 /// Returns the task of this process, or `None` in an ordinary test run.
 pub fn task() -> Option<CrashTask> {
     let dir = env::var_os(DIR)?.into();
     let at = env::var(AT).ok()?.parse().ok()?;
-    Some(CrashTask { dir, scenario: env::var(SCENARIO).ok()?, at })
+    Some(CrashTask { dir, scenario: env::var(SCENARIO).ok()?, at, taken: Rc::default() })
 }
 
 impl CrashTask {
     /// Arranges for the kernel to kill this process before its step `at`, counted from now on in
     /// this thread.
     pub fn arm(&self) {
-        let (mut taken, at) = (0, self.at);
+        let (counted, at) = (Rc::clone(&self.taken), self.at);
         set_hook(move |name| {
-            taken += 1;
+            let taken = counted.get() + 1;
+            counted.set(taken);
             if taken == at {
                 // The parent shows it when the check fails.
                 let _ = writeln!(io::stderr(), "killed before step {taken}, `{name}`");
@@ -113,22 +127,94 @@ pub fn kill_at_every_step(
     mut check: impl FnMut(&Path, &str),
 ) -> u64 {
     for at in 1.. {
-        let temp = tempfile::tempdir().expect("a test has a directory for temporary files");
-        prepare(temp.path());
-        let child = spawn(test, scenario, temp.path(), at).expect("a test can run its own executable");
-        let output = child.wait_with_output().expect("a child can be waited for");
-        let said = String::from_utf8_lossy(&output.stderr);
-        if output.status.signal() != Some(Signal::KILL.as_raw()) {
-            assert_passed(&output);
-            assert!(at > 1, "`{scenario}` took no step, so nothing was tried");
-            // The check also removes what a completed run left running.
-            check(temp.path(), &format!("{scenario}, lived to its end"));
-            return at - 1;
+        if let Some(steps) = kill_at(at, test, scenario, &mut prepare, &mut check) {
+            return steps;
         }
-        let place = said.lines().rev().find(|line| line.starts_with("killed before")).unwrap_or("killed");
-        check(temp.path(), &format!("{scenario}, {place}"));
     }
     unreachable!("an operation has an end");
+}
+
+/// Runs `test` with `scenario` to its end, and then once for each of `kills`, killed before a step
+/// that `sample` chooses. `prepare` and `check` are as for [`kill_at_every_step`].
+///
+/// # Panics
+/// If a run is neither killed as planned nor passes, or takes no step at all.
+pub fn kill_at_some_steps(
+    sample: &mut StepSample,
+    kills: usize,
+    test: &str,
+    scenario: &str,
+    mut prepare: impl FnMut(&Path),
+    mut check: impl FnMut(&Path, &str),
+) {
+    let steps = kill_at(NEVER, test, scenario, &mut prepare, &mut check).expect("nothing kills it");
+    for _ in 0..kills {
+        let at = sample.next(steps);
+        let lived = kill_at(at, test, scenario, &mut prepare, &mut check);
+        assert_eq!(lived, None, "`{scenario}` took fewer than {at} steps of {steps}");
+    }
+}
+
+/// Runs `test` once, killed before step `at`; returns the number of its steps if it lived to its
+/// end.
+fn kill_at(
+    at: u64,
+    test: &str,
+    scenario: &str,
+    prepare: &mut impl FnMut(&Path),
+    check: &mut impl FnMut(&Path, &str),
+) -> Option<u64> {
+    let temp = tempfile::tempdir().expect("a test has a directory for temporary files");
+    prepare(temp.path());
+    let child = spawn(test, scenario, temp.path(), at).expect("a test can run its own executable");
+    let output = child.wait_with_output().expect("a child can be waited for");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.signal() == Some(Signal::KILL.as_raw()) {
+        let place = said.lines().rev().find(|line| line.starts_with("killed before")).unwrap_or("killed");
+        check(temp.path(), &format!("{scenario}, {place}"));
+        return None;
+    }
+    assert_passed(&output);
+    let steps = said.lines().rev().find_map(|line| line.strip_prefix(STEPS)?.parse().ok());
+    let steps = steps.unwrap_or(0);
+    assert!(steps > 0, "`{scenario}` took no step, so nothing was tried");
+    // The check also removes what a completed run left running.
+    check(temp.path(), &format!("{scenario}, lived to its end"));
+    Some(steps)
+}
+
+/// Steps that a seed chooses. The seed is printed, and `VMKIT_TEST_SEED` repeats it.
+#[derive(Debug)]
+pub struct StepSample(u64);
+
+impl StepSample {
+    /// Starts with a new seed, or with that of the environment.
+    ///
+    /// # Panics
+    /// If the environment's is no number.
+    pub fn new() -> Self {
+        let seed = match env::var("VMKIT_TEST_SEED") {
+            Ok(seed) => seed.parse().expect("VMKIT_TEST_SEED is a whole number"),
+            Err(_) => RandomState::new().hash_one(0),
+        };
+        // It may be printed to a reader that is gone.
+        let _ = writeln!(io::stderr(), "to repeat it: VMKIT_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Returns a number from 1 to `most`: the next step of SplitMix64.
+    fn next(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % most + 1
+    }
+}
+
+impl Default for StepSample {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Checks that a process started by [`spawn`] ran its test, and that it passed.

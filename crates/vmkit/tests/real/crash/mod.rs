@@ -1,11 +1,15 @@
 //! The manager over the real QEMU is killed before every step of every operation, its files fail
-//! one by one, and its home is moved and copied.
+//! one by one, and its home is moved, copied, and entered by another user.
 
+mod copied_home;
+mod foreign_home;
 mod moved_home;
 mod moved_vm;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +18,6 @@ use vmkit::spec::{CloudInitConfig, DataDisk, MachineType, Mib, PortForward, Root
 use vmkit::store::Home;
 use vmkit::{ErrorKind, QemuHypervisor, Result, VmManager};
 use vmkit_testkit::crash::{self, FaultDuration, StepFault};
-use vmkit_testkit::guest;
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
 /// leave when it is cut.
@@ -31,6 +34,9 @@ const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("remove", &["create", "start"], &["running", "stopped", "failed", ""]),
     ("remove", &["create"], &["prepared", "stopped", "failed", ""]),
 ];
+
+/// The files of a home: whose each is, its mode, and its bytes.
+type HomeFiles = BTreeMap<PathBuf, (u32, u32, Vec<u8>)>;
 
 /// One home below a directory, over the real QEMU.
 struct World {
@@ -56,7 +62,7 @@ impl World {
         let home = Home::at(dir.join(name)).unwrap();
         let qemu = QemuHypervisor::builder(home.vms(), home.run())
             .cache_dir(home.cache())
-            .keeper(env!("CARGO_BIN_EXE_vmkit-keeper"))
+            .keeper(foreign_home::keeper(dir))
             .build();
         let manager = VmManager::new(qemu, home);
         Self { dir: dir.to_owned(), home: dir.join(name), manager }
@@ -78,7 +84,7 @@ impl World {
             "create" => {
                 let disk = RootDisk { image: self.dir.join("base.img"), size: None };
                 let fresh = DataDisk::Fresh { size: Mib::new(1)? };
-                let spec = guest::tiny().spec("web", MachineType::Q35, "").disk(disk);
+                let spec = foreign_home::guest(&self.dir).spec("web", MachineType::Q35, "").disk(disk);
                 let spec = spec.data_disks(vec![fresh]).cloud_init(CloudInitConfig::default()).build()?;
                 self.manager.create(spec).await.map(drop)
             }
@@ -145,6 +151,49 @@ impl World {
     fn is_whole(&self) -> bool {
         let parts = ["vm.json", "owner", "root.qcow2", "data-0.qcow2"];
         parts.iter().all(|part| self.home.join("vms/web").join(part).exists())
+    }
+
+    /// Returns the files of the home, but for the logs, which a guest writes: whose each is, its
+    /// mode and its bytes.
+    fn files(&self) -> HomeFiles {
+        let logs = ["log", "1"].map(Some);
+        let is_log = |path: &PathBuf| logs.contains(&path.extension().and_then(|end| end.to_str()));
+        let paths = paths_below(&self.home).into_iter().filter(|path| !is_log(path));
+        let of = |path: PathBuf| {
+            let found = path.symlink_metadata().ok()?;
+            let bytes = if found.is_file() { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+            Some((path, (found.uid(), found.mode(), bytes)))
+        };
+        paths.filter_map(of).collect()
+    }
+
+    /// Waits until nothing that a killed process left is about to end: a keeper without a QEMU ends
+    /// by itself.
+    fn settles(&self) {
+        let limit = Instant::now() + Duration::from_secs(20);
+        while self.qemus() == 0 && !self.holders().is_empty() {
+            assert!(Instant::now() < limit, "{:?}", self.holders());
+            // No child of this process: its end is no event.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Checks that these files are as they were, while QEMU may have ended that was about to.
+    fn assert_untouched(&self, before: &HomeFiles, qemus: usize, place: &str) {
+        let mut now = self.files();
+        let mut before = before.clone();
+        if self.qemus() != qemus {
+            // The end of a run is in its run file, and its sockets are gone.
+            let lasts =
+                |path: &PathBuf| ["vm.json", "run.json", "owner"].iter().any(|end| path.ends_with(end));
+            let is_disk = |path: &PathBuf| path.extension().is_some_and(|end| end == "qcow2" || end == "iso");
+            let stays = |path: &PathBuf| lasts(path) || is_disk(path);
+            before.retain(|path, _| stays(path));
+            now.retain(|path, _| stays(path));
+        }
+        let paths: BTreeSet<&PathBuf> = before.keys().chain(now.keys()).collect();
+        let changed: Vec<_> = paths.into_iter().filter(|path| before.get(*path) != now.get(*path)).collect();
+        assert!(changed.is_empty(), "{place}: changed in {}: {changed:?}", self.home.display());
     }
 
     fn qemus(&self) -> usize {
@@ -223,6 +272,7 @@ fn a_whole_life_leaves_nothing() {
         World::prepared(temp.path(), &words).assert_removable("after a whole life");
         return;
     };
+    foreign_home::become_owner(&task.dir);
     let world = World::at(&task.dir);
     task.arm();
     runtime().block_on(world.operate(&task.scenario)).unwrap();
