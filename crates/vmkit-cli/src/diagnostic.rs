@@ -41,9 +41,9 @@ pub(crate) fn report(machine: Option<&str>, error: &VmfileError, look: ReportSty
     let file = harmless(&error.file().to_string_lossy());
     let source = MietteSource { name: file.clone(), text: harmless(error.text()) };
     let mut text = match (machine, error.problems().len()) {
-        (Some(machine), _) => format!("error: {machine} can't be as {file} says\n"),
-        (None, 1) => format!("error: {file} has a mistake\n"),
-        (None, count) => format!("error: {file} has {count} mistakes\n"),
+        (Some(machine), _) => format!("error: {machine} can't become what {file} describes\n"),
+        (None, 1) => format!("error: {file} has an error\n"),
+        (None, count) => format!("error: {file} has {count} errors\n"),
     };
     for problem in error.problems() {
         text.push('\n');

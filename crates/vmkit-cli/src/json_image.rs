@@ -207,7 +207,7 @@ impl VerdictView {
     pub(crate) fn row(&self) -> [String; 3] {
         let verdict = match self.good {
             true => "good".to_owned(),
-            false => format!("damaged: it hashes to {}", self.found),
+            false => format!("damaged: its checksum is {}", self.found),
         };
         [self.name.clone(), self.id.clone(), verdict]
     }

@@ -128,7 +128,7 @@ fn refused(error: clap::Error) -> Failure {
             let failure = Failure::Usage(error);
             match word {
                 Some(word) => {
-                    let hint = format!("that is `{word}` here");
+                    let hint = format!("in vmkit this is `{word}`");
                     Failure::Hinted { failure: Box::new(failure), hint }
                 }
                 None => failure,

@@ -59,7 +59,7 @@ fn find(
         Some(user) => Err(Error::invalid("HOME", user.display(), "the path must be absolute")),
         None => Err(Error::host(
             "HOME",
-            "it is not set, and says where VMs are kept: set it, or VMKIT_HOME, or give --home",
+            "it is not set, and determines where VMs are stored: set it or VMKIT_HOME, or pass --home",
         )),
     };
     let (data_from, data) = match xdg("XDG_DATA_HOME") {
@@ -97,7 +97,9 @@ fn check_directory(variable: &'static str, path: &Path) -> Result<(), Error> {
         Err(error) => error.kind() == io::ErrorKind::NotADirectory,
     };
     match is_none {
-        true => Err(Error::invalid(variable, path.display(), "this is not a directory (expected one)")),
+        true => {
+            Err(Error::invalid(variable, path.display(), "this is not a directory (expected a directory)"))
+        }
         false => Ok(()),
     }
 }

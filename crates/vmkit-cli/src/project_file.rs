@@ -60,7 +60,7 @@ fn check_is_no_url(named: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let url = named.display();
-    let expected = "a URL is not fetched here: download the file, or give it through a pipe, as in \
+    let expected = "URLs are not fetched here: download the file, or pipe it, as in \
         `curl -fsSL URL | vmkit plan --file -`";
     Err(Error::invalid("file", url, expected))
 }
@@ -75,8 +75,8 @@ fn found_above(folder: &Path) -> Result<PathBuf, Error> {
     let found = folder.ancestors().map(|folder| folder.join(FILE)).find(|path| path.exists());
     found.ok_or_else(|| {
         let expected = format!(
-            "there is none in {}, nor in any folder above it: go to a project's folder, name a file of machines by --file FILE, \
-             or begin one by `vmkit init`",
+            "not found in {} or any directory above it: change to a project's directory, pass --file FILE, \
+             or create one with `vmkit init`",
             folder.display()
         );
         Error::invalid("file", FILE, expected)

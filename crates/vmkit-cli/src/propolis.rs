@@ -80,9 +80,7 @@ impl PropolisEnv {
             None => Ok(None),
         };
         let path = |name: &'static str| match text(name)? {
-            Some(path) if !path.starts_with('/') => {
-                Err(Error::invalid(name, path, "name it by an absolute path"))
-            }
+            Some(path) if !path.starts_with('/') => Err(Error::invalid(name, path, "pass an absolute path")),
             path => Ok(path.map(PathBuf::from)),
         };
         let address = match text("VMKIT_PROPOLIS_ADDRESS")? {

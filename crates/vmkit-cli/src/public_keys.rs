@@ -32,7 +32,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>, Error> {
     let refused = |why: String| Error::invalid("ssh-key", path.display(), why);
     let mut text = String::new();
     if path.starts_with("https:") || path.starts_with("http:") {
-        return Err(refused("a URL is not fetched here".to_owned()).with_problem(ValueProblem::UrlNotFetched));
+        return Err(refused("URLs are not fetched here".to_owned()).with_problem(ValueProblem::UrlNotFetched));
     }
     File::open(stdin_or(path))
         .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
@@ -77,7 +77,7 @@ fn check(line: &str) -> Result<(), String> {
     if encoded.is_empty() {
         return Err(format!("no key follows `{kind}`"));
     }
-    let wrong = |why: &str| format!("the key behind `{kind}` {why}: was it copied whole?");
+    let wrong = |why: &str| format!("the key after `{kind}` {why}: was it copied completely?");
     let blob = decoded(encoded).ok_or_else(|| wrong("is not base64"))?;
     let fields = fields(&blob).ok_or_else(|| wrong("is cut"))?;
     let Some((name, fields)) = fields.split_first() else { return Err(wrong("is cut")) };
@@ -207,7 +207,7 @@ mod tests {
             ("hello", "line 1: a public key begins with ssh-, ecdsa- or sk-, not \"hello\""),
             ("no-pty hello there", "not \"no-pty hello there\""),
             ("ssh-ed25519", "no key follows `ssh-ed25519`"),
-            ("ssh-ed25519 AAAA", "the key behind `ssh-ed25519` is cut: was it copied whole?"),
+            ("ssh-ed25519 AAAA", "the key after `ssh-ed25519` is cut: was it copied completely?"),
             ("ssh-ed25519 %%%%", "is not base64"),
             (
                 "ssh-ed25519\u{7} AAAA",

@@ -49,7 +49,7 @@ where
     for name in names {
         let (turns, work) = (Arc::clone(&turns), operation(manager.clone(), name.clone()));
         let task = tokio::spawn(async move {
-            let _turn = turns.acquire_owned().await.expect("nobody closes the semaphore");
+            let _turn = turns.acquire_owned().await.expect("nothing closes the semaphore");
             work.await
         });
         begun.push((name, task));

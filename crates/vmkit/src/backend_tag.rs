@@ -77,7 +77,7 @@ impl FromStr for BackendTag {
         Err(Error::invalid(
             "backend",
             value,
-            "a backend is named by 1 to 32 of a-z, 0-9 and -, a letter first",
+            "a backend's name has 1 to 32 of a-z, 0-9 and -, a letter first",
         ))
     }
 }

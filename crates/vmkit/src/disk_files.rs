@@ -112,11 +112,13 @@ fn twice(first: &Path, first_use: DiskUse, second: &Path, second_use: DiskUse) -
     let named = if first == second { String::new() } else { format!(" ({})", first.display()) };
     let why = match first_use {
         DiskUse::Base => format!(
-            "this is the image of the same VM{named}, which is never written to: name another disk, or add `:ro` to read it only"
+            "this is the image of the same VM{named}, which is never written to: use another disk, or add \
+             `:ro` to make it read-only"
         ),
         DiskUse::Written | DiskUse::Read | DiskUse::Disc => {
             format!(
-                "the same VM has this disk already{named}, and one of the two writes to it: name a disk once"
+                "the same VM has this disk already{named}, and one of the two writes to it: add each disk \
+                 once"
             )
         }
     };

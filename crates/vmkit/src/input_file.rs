@@ -18,7 +18,7 @@ use crate::error::{Error, Result, ValueProblem};
 const WRITER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why the URL of a web server is refused where a file is needed.
-const NO_URL: &str = "a URL is not fetched here";
+const NO_URL: &str = "URLs are not fetched here";
 
 /// A regular file, open for reading.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl InputFile {
                 io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only",
                 _ => "this user may not write to it",
             };
-            let why = format!("{why}: add `:ro` to read the disk only, or name another");
+            let why = format!("{why}: add `:ro` to make the disk read-only, or use another");
             return Err(Error::invalid("data_disks", path.display(), why));
         }
         Ok(opened)
@@ -268,8 +268,8 @@ mod tests {
             ("/", "a directory"),
             ("/dev/null", "a device"),
             ("/no/file", "no such file"),
-            ("https://example.org/a.iso", "file: \"https://example.org/a.iso\": a URL is not fetched here"),
-            ("/home/me/http:/example.org/a.iso", "\"http://example.org/a.iso\": a URL is not"),
+            ("https://example.org/a.iso", "file: \"https://example.org/a.iso\": URLs are not fetched here"),
+            ("/home/me/http:/example.org/a.iso", "\"http://example.org/a.iso\": URLs are not"),
         ] {
             let error = InputStream::open("file", Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");

@@ -67,7 +67,7 @@ fn refusal(head: &[u8], bytes: u64, arch: Arch) -> Option<String> {
     let has = |(at, magic): (usize, &[u8])| head.get(at..).is_some_and(|rest| rest.starts_with(magic));
     let other = |arch: &str, machine: &str| {
         Some(format!(
-            "this is a kernel for {arch}, and the machine is none: take `{machine}`, or another kernel"
+            "this is a kernel for {arch}, and the machine type is not: use `{machine}`, or another kernel"
         ))
     };
     if bytes == 0 {
@@ -81,16 +81,18 @@ fn refusal(head: &[u8], bytes: u64, arch: Arch) -> Option<String> {
         // Some multiboot kernels are ELF files as well.
         Arch::X86_64 if head.chunks_exact(4).any(|word| word == MULTIBOOT) => None,
         _ if head.starts_with(ELF) => elf_refusal(head, arch),
-        _ if is_text(head) => Some("this is a text, and no kernel".to_owned()),
+        _ if is_text(head) => Some("this is a text file, not a kernel".to_owned()),
         // Whatever else there is, QEMU puts into the memory of this machine and runs.
         Arch::Aarch64 => None,
         // Linux before 2.0 had a boot sector and no magic.
         Arch::X86_64 if has((BOOT_SECTOR, &[0x55, 0xaa])) => None,
         Arch::X86_64 if head.starts_with(GZIP) => {
-            Some("this is compressed by gzip, which QEMU takes on aarch64 only: unpack it".to_owned())
+            Some("this is compressed with gzip, which QEMU takes on aarch64 only: decompress it".to_owned())
         }
         Arch::X86_64 => Some(
-            "this is no kernel: QEMU boots Linux's bzImage, ELF files with a PVH entry, and multiboot kernels".to_owned(),
+            "this is not a kernel: QEMU boots Linux's bzImage, ELF files with a PVH entry, and multiboot \
+             kernels"
+                .to_owned(),
         ),
     }
 }
@@ -103,7 +105,7 @@ fn cut_short(head: &[u8], bytes: u64) -> Option<String> {
     };
     let setup_bytes = (sectors + 1) * 512;
     (setup_bytes > bytes).then(|| {
-        format!("the kernel is cut short: it has {bytes} bytes, and its first part alone has {setup_bytes}")
+        format!("the kernel is truncated: it has {bytes} bytes, and its first part alone has {setup_bytes}")
     })
 }
 
@@ -185,18 +187,18 @@ mod tests {
             (Vec::new(), Arch::X86_64, "the file is empty"),
             (b"#!/bin/sh\n".to_vec(), Arch::X86_64, "this is a text"),
             (long_text.clone().into_bytes(), Arch::Aarch64, "this is a text"),
-            (vec![0; 100_000], Arch::X86_64, "no kernel: QEMU boots Linux's bzImage"),
-            (file(4096, &[(0, GZIP)]), Arch::X86_64, "compressed by gzip"),
+            (vec![0; 100_000], Arch::X86_64, "not a kernel: QEMU boots Linux's bzImage"),
+            (file(4096, &[(0, GZIP)]), Arch::X86_64, "compressed with gzip"),
             (file(2559, &[LINUX_X86]), Arch::X86_64, "it has 2559 bytes, and its first part alone has 2560"),
             (
                 file(4096, &[LINUX_AARCH64]),
                 Arch::X86_64,
-                "a kernel for aarch64, and the machine is none: take `virt`",
+                "a kernel for aarch64, and the machine type is not: use `virt`",
             ),
             (
                 file(4096, &[LINUX_X86]),
                 Arch::Aarch64,
-                "a kernel for x86_64, and the machine is none: take `q35`",
+                "a kernel for x86_64, and the machine type is not: use `q35`",
             ),
             (elf(EM_AARCH64), Arch::X86_64, "this ELF file is not for x86_64"),
             (elf(EM_X86_64), Arch::Aarch64, "this ELF file is not for aarch64"),

@@ -96,7 +96,7 @@ pub enum Operation {
 pub struct InvalidTransition {
     /// The state the VM is in.
     pub state: VmState,
-    /// The operation that was asked for.
+    /// The operation that was requested.
     pub operation: Operation,
 }
 

@@ -105,7 +105,7 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
         CopyPlace::There(vm, to) => {
             if from.contains(&CopyPlace::Here(HostPlace::Stream)) && (from.len() > 1 || names_directory(&to))
             {
-                let expected = "standard input is copied alone, and needs the name of a file to go to";
+                let expected = "standard input is copied alone, and its target must name a file";
                 return Err(Error::invalid("cp", format!("{vm}:{to}"), expected));
             }
             let here = |place: &CopyPlace| match place {
@@ -113,7 +113,7 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
                 CopyPlace::There(other, _) => Err(Error::invalid(
                     "cp",
                     other,
-                    "one end is this host: copy out of one guest, then into the other",
+                    "one side must be this host: copy out of one guest, then into the other",
                 )),
             };
             Ok(CopyPlan::Into { vm, from: from.iter().map(here).collect::<Result<_, _>>()?, to })
@@ -128,15 +128,19 @@ fn plan(places: &[OsString]) -> Result<CopyPlan, Error> {
                         paths.push(path);
                     }
                     CopyPlace::There(name, _) => {
-                        return Err(Error::invalid("cp", name, "all that is copied comes from one guest"));
+                        return Err(Error::invalid("cp", name, "all sources must be in the same guest"));
                     }
                     CopyPlace::Here(here) => {
-                        return Err(Error::invalid("cp", here, "one end is a guest, written NAME:PATH"));
+                        return Err(Error::invalid(
+                            "cp",
+                            here,
+                            "one side must be a guest, written NAME:PATH",
+                        ));
                     }
                 }
             }
             if to == HostPlace::Stream && paths.len() > 1 {
-                let expected = "standard output takes one file: where several are copied to is a directory";
+                let expected = "standard output takes one file: copy several to a directory";
                 return Err(Error::invalid("cp", to, expected));
             }
             let vm = vm.expect("there is one source at least");
@@ -280,7 +284,9 @@ fn unwritten(failure: Error) -> Failure {
 fn tell(copied: Result<CopySummary, Error>) -> Option<Error> {
     let skip = |skipped: &[String]| {
         for skipped in skipped {
-            output::warning(format_args!("{skipped} was left out: it is neither file, directory nor link"));
+            output::warning(format_args!(
+                "{skipped} was skipped: it is neither a file, a directory nor a link"
+            ));
         }
     };
     match copied {
@@ -346,12 +352,12 @@ mod tests {
             matches!(planned(&["web:a", "web:b", "."]).unwrap(), CopyPlan::OutOf { from, .. } if from.len() == 2)
         );
         assert!(planned(&["a", "b"]).unwrap_err().contains("NAME:PATH"));
-        assert!(planned(&["one:a", "two:b"]).unwrap_err().contains("one end is this host"));
+        assert!(planned(&["one:a", "two:b"]).unwrap_err().contains("one side must be this host"));
         assert!(planned(&["-", "-"]).unwrap_err().contains("NAME:PATH"));
         assert!(planned(&["web:a", "web:b", "-"]).unwrap_err().contains("takes one file"));
         for places in [&["-", "web:"][..], &["-", "web:dir/"], &["a", "-", "web:dir"]] {
-            assert!(planned(places).unwrap_err().contains("needs the name of a file"), "{places:?}");
+            assert!(planned(places).unwrap_err().contains("must name a file"), "{places:?}");
         }
-        assert!(planned(&["one:a", "two:b", "."]).unwrap_err().contains("from one guest"));
+        assert!(planned(&["one:a", "two:b", "."]).unwrap_err().contains("in the same guest"));
     }
 }

@@ -135,7 +135,7 @@ impl ExecArgs {
 fn check_for_agent(way: &SshArgs, tty: bool) -> Result<(), Error> {
     let asked = way.asked().or(tty.then(|| ("tty", "true".to_owned())));
     let Some((option, value)) = asked else { return Ok(()) };
-    let expected = "the guest agent runs everything as root, without a login and without a terminal, and there is no way in by SSH: leave this out";
+    let expected = "the guest agent runs everything as root, without a login or a terminal, and SSH can't be used: omit this option";
     Err(Error::invalid(option, value, expected))
 }
 

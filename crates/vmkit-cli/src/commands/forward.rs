@@ -63,7 +63,7 @@ impl ForwardArgs {
         }
         if !vm.state.is_live() {
             output::progress(format_args!(
-                "{}: {}, so nothing is in force until it starts",
+                "{}: {}, so no forward is in effect until it starts",
                 vm.name(),
                 vm.state
             ));

@@ -16,13 +16,13 @@ use crate::failure::Failure;
 use crate::output;
 use crate::project_file::FILE;
 
-/// The machine's name if the folder's name can't be one.
+/// The machine's name if the directory's name can't be one.
 const MACHINE: &str = "vm";
 
-/// Write a small vmkit.toml into this folder: one machine, with its other options in comments.
+/// Write a small vmkit.toml into this directory: one machine, with its other options in comments.
 ///
-/// The machine has the folder's name if that is a valid one. An existing vmkit.toml is not changed.
-/// The image has to be a local image or one of the catalogue; nothing is fetched.
+/// The machine has the directory's name if that is a valid one. An existing vmkit.toml is not
+/// changed. The image has to be a local image or one of the catalogue; nothing is fetched.
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// The image: debian:12, a file, an https:// address, oci://REGISTRY/NAME:TAG.
@@ -89,11 +89,11 @@ version = 1
 image = {image}
 memory = \"1GiB\"
 # cpus = 2
-# disk = \"20GiB\"          # the root disk, grown to this; else it is as large as the image
+# disk = \"20GiB\"          # the root disk, grown to this size [default: the image's]
 # forwards = [\"8080:80\"]  # 127.0.0.1:8080 of this host is forwarded to port 80 of the guest
 # files = [{{ from = \"site\", to = \"/srv/site\" }}]
 # provision = [{{ name = \"install\", shell = \"apt-get update && apt-get install -y nginx\" }}]
-# ready.tcp = [80]        # it counts as ready once this port of the guest answers
+# ready.tcp = [80]        # the machine is ready once this port of the guest accepts connections
 "
     )
 }

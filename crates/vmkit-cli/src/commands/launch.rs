@@ -86,7 +86,7 @@ impl LaunchArgs {
         let ended = context.block_on(async {
             for name in manager.remove_orphans().await? {
                 output::progress(format_args!(
-                    "{name}: removed, for the command that it belonged to has ended"
+                    "{name}: removed, since the command that it belonged to has ended"
                 ));
             }
             let mut signals = CaughtSignals::catch().map_err(Error::io("watch for", "signals"))?;
@@ -183,7 +183,7 @@ async fn removed(
         ended => {
             let name = vm.map_or_else(|| "the VM".to_owned(), ToString::to_string);
             output::warning(format_args!(
-                "{name} is not removed, the next `vmkit ls` tries again: {}",
+                "{name} was not removed, and the next `vmkit ls` tries again: {}",
                 error.chain()
             ));
             ended

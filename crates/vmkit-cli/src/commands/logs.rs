@@ -66,7 +66,7 @@ impl LogsArgs {
             Some(since) => Ok(Some(since)),
             None if vm.state == VmState::Prepared => Ok(None),
             None => {
-                let what = "telling one run's console from another's".to_owned();
+                let what = "separating the console logs of two runs".to_owned();
                 Err(Error::Unsupported { backend: vm.backend, what }.into())
             }
         }

@@ -29,8 +29,8 @@ pub(crate) struct ShellArgs {
 fn no_network(vm: VmHandle) -> Error {
     let name = vm.name();
     let what = format!(
-        "a shell in the VM `{name}`, which has no network: `vmkit exec {name} -- COMMAND` runs a command by its guest agent, \
-         `vmkit console {name}` is where one logs in"
+        "a shell in the VM `{name}`, which has no network: `vmkit exec {name} -- COMMAND` runs a command \
+         with its guest agent, `vmkit console {name}` opens its console"
     );
     Error::Unsupported { backend: vm.backend, what }
 }

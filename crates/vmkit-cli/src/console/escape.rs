@@ -55,8 +55,8 @@ impl FromStr for EscapeKey {
 impl fmt::Display for EscapeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(byte) => write!(f, "Ctrl-{} leaves", char::from(byte | 0x40)),
-            None => f.write_str("no key leaves: end vmkit by a signal"),
+            Some(byte) => write!(f, "Ctrl-{} detaches", char::from(byte | 0x40)),
+            None => f.write_str("no key detaches: end vmkit with a signal"),
         }
     }
 }
@@ -68,12 +68,12 @@ mod tests {
     #[test]
     fn a_key_is_written_as_virsh_or_ssh_or_a_person_writes_it() {
         for (text, byte, said) in [
-            ("^]", Some(0x1d), "Ctrl-] leaves"),
-            ("^A", Some(1), "Ctrl-A leaves"),
-            ("ctrl-a", Some(1), "Ctrl-A leaves"),
-            ("Ctrl-_", Some(0x1f), "Ctrl-_ leaves"),
-            ("C-^", Some(0x1e), "Ctrl-^ leaves"),
-            ("none", None, "no key leaves: end vmkit by a signal"),
+            ("^]", Some(0x1d), "Ctrl-] detaches"),
+            ("^A", Some(1), "Ctrl-A detaches"),
+            ("ctrl-a", Some(1), "Ctrl-A detaches"),
+            ("Ctrl-_", Some(0x1f), "Ctrl-_ detaches"),
+            ("C-^", Some(0x1e), "Ctrl-^ detaches"),
+            ("none", None, "no key detaches: end vmkit with a signal"),
         ] {
             let key: EscapeKey = text.parse().unwrap();
             assert_eq!((key.byte(), key.to_string().as_str()), (byte, said), "{text}");

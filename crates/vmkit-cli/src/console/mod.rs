@@ -99,7 +99,7 @@ pub(crate) fn attach(
     let terminal = RawMode::enter().map_err(Error::io("set up", "the terminal"))?;
     let was_terminal = terminal.is_some();
     if was_terminal {
-        printer.notice(format!("at the console of {vm}; {escape}"));
+        printer.notice(format!("attached to the console of {vm}; {escape}"));
     }
     printer.words(&past);
     let mut session = ConsoleSession {
@@ -127,7 +127,9 @@ pub(crate) fn attach(
         ending => {
             printer.outcome()?;
             match ending {
-                SessionEnd::Left if was_terminal => output::notice(format_args!("left the console of {vm}")),
+                SessionEnd::Left if was_terminal => {
+                    output::notice(format_args!("detached from the console of {vm}"))
+                }
                 SessionEnd::Closed => {
                     if let Some(carrier) = carrier {
                         websocket::outcome(carrier)?;
@@ -146,7 +148,7 @@ impl OpenConsole {
         match at {
             ConsoleAddress::Socket { log, .. } => {
                 let log = log.map(|path| ConsoleLog { path, since: None, most_bytes: HISTORY_BYTES });
-                let turn = turn.expect("whoever is at such a console has taken a turn");
+                let turn = turn.expect("a client of such a console holds a turn");
                 let JoinedConsole { past, said, stream } = turn.join(log)?;
                 let is_cut = past.len() as u64 == HISTORY_BYTES;
                 let past = [whole_lines(past, is_cut), said].concat();
@@ -236,7 +238,7 @@ impl ConsoleSession {
             if self.look_at.is_some_and(|at| at <= now) {
                 self.look_at = None;
                 if self.turn.as_ref().is_some_and(ConsoleTurn::is_disregarded) {
-                    let notice = "another program holds this console; it is yours as soon as that lets go";
+                    let notice = "another program uses this console; waiting until it detaches";
                     self.printer.notice(notice);
                 }
             }

@@ -52,8 +52,8 @@ pub(crate) fn outcome(carrier: CarrierThread) -> Result<ConsoleEnd, Error> {
 
 fn told(event: &ConsoleEvent) -> String {
     match event {
-        ConsoleEvent::Lost => "the connection to the console is lost; trying again".to_owned(),
-        ConsoleEvent::Restored => "the console is there again".to_owned(),
+        ConsoleEvent::Lost => "the connection to the console was lost; connecting again".to_owned(),
+        ConsoleEvent::Restored => "the console is connected again".to_owned(),
         ConsoleEvent::Moved { server } => format!("the VM has moved to {server}"),
         ConsoleEvent::Missed { bytes } => {
             format!("{bytes} bytes are missing here: the server no longer has them")

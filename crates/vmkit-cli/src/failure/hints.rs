@@ -35,7 +35,7 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::Misplaced { path, vm, how } => return misplaced(path, vm, *how),
         // Their texts say what to do.
         Error::OtherUser { .. } | Error::SameVm { .. } => return None,
-        Error::NotRecursive { .. } => "`vmkit cp -r` does",
+        Error::NotRecursive { .. } => "`vmkit cp -r` copies directories",
         Error::AlreadyExists { what: Subject::MachinesFile, .. } => {
             "`vmkit plan` shows what `vmkit up` would do"
         }
@@ -114,7 +114,7 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
             format!("`vmkit exec {vm} -- sudo COMMAND` runs a command as root")
         }
         Error::Record { path, .. } if path.ends_with("vm.json") => {
-            format!("the file was left as it is: `vmkit rm --force {vm}` removes the VM, if it does not run")
+            format!("the file was not changed: `vmkit rm --force {vm}` removes the VM, unless it runs")
         }
         _ => match error.kind() {
             ErrorKind::TimedOut => {
@@ -175,7 +175,7 @@ fn refused(error: &Error) -> Option<String> {
 
 fn of_kind(kind: ErrorKind) -> Option<String> {
     let hint = match kind {
-        ErrorKind::Record => "the file was left as it is: repair it, or move it away",
+        ErrorKind::Record => "the file was not changed: repair it, or move it away",
         _ => return None,
     };
     Some(hint.to_owned())

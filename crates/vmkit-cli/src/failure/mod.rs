@@ -74,8 +74,8 @@ Exit codes:
   1  the operation failed: the hypervisor, the guest or the system
   2  bad input, or a host that can't do it
   3  no such VM, or what was asked of it does not exist yet
-  4  not legal in the state that the VM is in
-  5  a deadline passed
+  4  not possible in the VM's present state
+  5  a timeout passed
   6  another process holds the VM or its console
   7  the VM's backend does not support it
 `exec`, `shell` and `launch … -- COMMAND` exit with the command's own code, and 255 if it was lost.";

@@ -155,7 +155,7 @@ fn told(ran: &ProgramOutput) -> Result<GuestExitStatus, Failure> {
     output::bytes(&ran.stdout)?;
     io::stderr().write_all(&ran.stderr).map_err(Failure::Output)?;
     if ran.truncated {
-        output::warning("the guest agent kept only the beginning of what it wrote; over SSH all of it comes");
+        output::warning("the guest agent returned only the beginning of the output; SSH returns all of it");
     }
     Ok(ran.exit.clone())
 }
@@ -179,7 +179,7 @@ fn not_run(program: &str, error: Error) -> Result<GuestExitStatus, Failure> {
 fn words(command: &GuestCommand) -> Result<(String, Vec<String>), Error> {
     let text = |word: OsString| {
         word.into_string().map_err(|word| {
-            Error::invalid("command", word.display(), "the guest agent takes UTF-8 only: go over SSH")
+            Error::invalid("command", word.display(), "the guest agent takes UTF-8 only: use SSH")
         })
     };
     if command.env.is_empty() && command.dir.is_none() {
@@ -188,9 +188,8 @@ fn words(command: &GuestCommand) -> Result<(String, Vec<String>), Error> {
         return Ok((program, words.collect::<Result<_, _>>()?));
     }
     let line = command.line()?.unwrap_or_default();
-    let line = String::from_utf8(line).map_err(|_| {
-        Error::invalid("command", "(not shown)", "the guest agent takes UTF-8 only: go over SSH")
-    })?;
+    let line = String::from_utf8(line)
+        .map_err(|_| Error::invalid("command", "(not shown)", "the guest agent takes UTF-8 only: use SSH"))?;
     Ok(("/bin/sh".to_owned(), vec!["-c".to_owned(), line]))
 }
 
@@ -207,7 +206,7 @@ async fn stdin() -> Result<Vec<u8>, Error> {
     let read = read.await.unwrap_or_else(|_| Err(io::Error::other("the reading thread is gone")));
     let input = read.map_err(Error::io("read", "standard input"))?;
     if input.len() as u64 > MOST_INPUT_BYTES {
-        let bound = format!("the guest agent takes {MOST_INPUT_BYTES} bytes at the most: go over SSH");
+        let bound = format!("the guest agent takes at most {MOST_INPUT_BYTES} bytes: use SSH");
         return Err(Error::invalid("standard input", "too long", bound));
     }
     Ok(input)

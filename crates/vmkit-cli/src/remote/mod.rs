@@ -120,7 +120,7 @@ pub(crate) async fn attend(
     match ended? {
         LoopEnd::Exit(exit) => Ok(Interaction::Exit(exit)),
         LoopEnd::Left => {
-            output::notice("left; what ran there was hung up");
+            output::notice("disconnected; the program in the guest was hung up");
             Ok(Interaction::Exit(GuestExitStatus::Signal("HUP".to_owned())))
         }
         LoopEnd::Signal(signal) => Ok(Interaction::Signal(signal)),

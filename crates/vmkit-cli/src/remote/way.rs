@@ -91,19 +91,20 @@ impl SshArgs {
         })
     }
 
-    /// Returns the user that vmkit can log in as, if another one was asked for and refused.
+    /// Returns the user that vmkit can log in as, if another one was requested and refused.
     async fn other_login(&self, manager: &CliManager, name: &VmName) -> Option<String> {
         let vm = manager.info(name).await.ok()?;
         let own = &vm.spec.cloud_init()?.access.as_ref()?.user;
         let has_key = self.identity.is_some() || self.ssh_agent;
         match &self.user {
             _ if has_key => {
-                Some(format!("by its own key vmkit logs in as `{own}`: leave out the key and the user"))
+                Some(format!("with its own key vmkit logs in as `{own}`: omit the key and the user"))
             }
             // Errors about root have a hint of their own.
             Some(user) if user != own && user != ROOT => Some(format!(
-                "by its own key vmkit logs in as `{own}` only: `vmkit exec {name} -- sudo -u {user} COMMAND` runs a command as \
-                 `{user}`; who has a key of theirs names it by --identity"
+                "with its own key vmkit logs in as `{own}` only: `vmkit exec {name} -- sudo -u {user} \
+                 COMMAND` runs a command as \
+                 `{user}`; --identity passes a key of that user"
             )),
             _ => None,
         }

@@ -159,7 +159,7 @@ fn an_image_that_changed_under_a_vm_is_refused_at_its_start_with_what_changed() 
     fs::copy(host.file("away.img"), host.file("mine.img")).unwrap();
     assert!(starts().contains(own_qemu));
     let change: [(&str, &dyn Fn()); 4] = [
-        ("as many bytes, and others", &|| {
+        ("the size is the same, the content is not", &|| {
             let mut bytes = vec![7; 1 << 20];
             bytes[700_000] = 8;
             fs::write(host.file("mine.img"), bytes).unwrap();
@@ -173,7 +173,7 @@ fn an_image_that_changed_under_a_vm_is_refused_at_its_start_with_what_changed() 
         let text = starts();
         let first = text.lines().next().unwrap();
         assert!(first.starts_with(&format!("error: image: {:?}: ", host.file("mine.img"))), "{text}");
-        assert!(first.contains(said) && first.contains("`web`") && first.contains("put "), "{text}");
+        assert!(first.contains(said) && first.contains("`web`") && first.contains("restore "), "{text}");
         assert!(!text.contains(own_qemu), "{text}");
     }
     fs::remove_dir(host.file("mine.img")).unwrap();
@@ -300,7 +300,7 @@ fn a_file_that_only_this_command_has_open_is_no_image() {
 fn a_variable_that_can_not_be_used_is_refused_by_its_name() {
     let host = host();
     for (name, value, said) in [
-        ("VMKIT_MIRROR", "foo", "VMKIT_MIRROR: \"foo\": a mirror is an address"),
+        ("VMKIT_MIRROR", "foo", "VMKIT_MIRROR: \"foo\": a mirror is a URL"),
         ("https_proxy", "gopher://me:pw@h", "https_proxy: \"gopher://…\": "),
         ("http_proxy", "h:99999", "http_proxy: \"…\": "),
     ] {
@@ -345,7 +345,7 @@ fn a_script_of_the_host_that_is_too_long_is_refused_with_both_numbers() {
     fs::write(host.file("vmkit.toml"), text).unwrap();
     let plan = host.vmkit(["plan"]);
     assert_eq!(plan.code, Some(2), "{plan:?}");
-    for said in ["long.sh\": the script has 1099511627776 bytes\n", "(expected 67108864 at the most)"] {
+    for said in ["long.sh\": the script has 1099511627776 bytes\n", "(expected at most 67108864)"] {
         assert!(plan.stderr.contains(said), "{said}: {plan:?}");
     }
 }
@@ -400,7 +400,7 @@ fn kvm_is_refused_where_it_does_not_run_code() {
         eprintln!("SKIP: KVM runs code on this host");
         return;
     }
-    create_refused(&host, &["--accel", "kvm"], &["accel: \"kvm\": ", "/dev/kvm", "take tcg or auto"]);
+    create_refused(&host, &["--accel", "kvm"], &["accel: \"kvm\": ", "/dev/kvm", "use tcg or auto"]);
 }
 
 #[test]
@@ -473,7 +473,7 @@ fn records_that_can_not_be_used_are_named_kept_and_hide_only_their_vm() {
         let path = host.home().join("vms").join(name).join("vm.json");
         let path = path.to_str().unwrap();
         for verb in ["info", "start", "stop", "suspend", "rm"] {
-            refused(&host, &[verb, name], &[path, "hint: the file was left as it is"]);
+            refused(&host, &[verb, name], &[path, "hint: the file was not changed"]);
         }
         let listed = host.must(["ls"]);
         let row = listed.lines().find(|line| line.starts_with(name)).unwrap();
@@ -532,8 +532,7 @@ fn more_memory_than_linux_ever_gives_is_refused_before_anything_is_fetched() {
         eprintln!("SKIP: Linux promises any amount of memory on this host");
         return;
     }
-    let said =
-        ["memory: \"921600GiB\": Linux gives no guest on this host more than ", "take that at the most"];
+    let said = ["memory: \"921600GiB\": a guest on this host can have at most ", "use less, or add swap"];
     create_refused(&host, &["--memory", "900TiB"], &said);
     // The image server can't be reached.
     let image = ["--image", "http://127.0.0.1:1/none.qcow2"];
@@ -549,7 +548,7 @@ fn a_user_that_nobody_has_is_refused() {
         true => create_refused(
             &host,
             &options,
-            &["run_as: \"vmkit-no-such-user\": this host has no such user: name one that it has"],
+            &["run_as: \"vmkit-no-such-user\": this host has no such user: use an existing one"],
         ),
         false => create_refused(&host, &options, &["run_as: ", "only root can"]),
     }
@@ -577,7 +576,7 @@ fn a_dry_run_changes_nothing() {
     fs::remove_dir_all(host.home().join("cache")).ok();
     let before = host.snapshot();
     let plan = host.must(["create", "new", "--image", "base.img", "--accel", "tcg", "--dry-run"]);
-    assert!(plan.starts_with("make directory ") && plan.contains("-nodefaults"), "{plan}");
+    assert!(plan.starts_with("create directory ") && plan.contains("-nodefaults"), "{plan}");
     let json = host.must(["start", "old", "--dry-run", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(json["args"].is_array() && json["program"].is_string(), "{json}");
@@ -605,7 +604,7 @@ fn what_this_host_can_never_run_is_refused_with_its_place_in_the_file() {
         ready = { ssh = false, cloud_init = false }\n[machine.db]\n[machine.web]\nkernel = 'text'\n\
         [machine.worker]\nrun_as = 'vmkit-no-such-user'\n";
     fs::write(host.file("vmkit.toml"), file).unwrap();
-    let kernel = ["`kernel`: ", "/text\": this is a text, and no kernel", "vmkit.toml:10:10"];
+    let kernel = ["`kernel`: ", "/text\": this is a text file, not a kernel", "vmkit.toml:10:10"];
     let user = ["`run_as`: \"vmkit-no-such-user\": ", "vmkit.toml:12:10"];
     for command in ["up", "reload", "plan"] {
         let answer = host.vmkit([command]);

@@ -115,7 +115,7 @@ fn what_is_no_disc_or_has_no_drive_is_refused_by_name() {
         (&["--cdrom", "."], "a directory"),
         (
             &["--cdrom", "x.iso", "--machine", "microvm", "--kernel", "vmlinuz"],
-            "the microvm machine has no CD-ROM drive",
+            "the microvm machine type has no CD-ROM drive",
         ),
         (&["--cdrom", "x.iso", "--data-disk", "hard.iso"], "error: cdrom: \""),
         (&["--disk", "2GiB"], "error: disk: \"2GiB\": "),

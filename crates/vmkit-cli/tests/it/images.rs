@@ -37,7 +37,7 @@ fn an_image_is_pulled_listed_inspected_verified_and_removed() {
     host.must(["create", "web", "--image", path, "--accel", "tcg"]);
     let refused = host.vmkit(["image", "rm", id]);
     assert_eq!(refused.code, Some(6), "{refused:?}");
-    assert!(refused.stderr.contains("the disk of VM `web` hangs on it"), "{refused:?}");
+    assert!(refused.stderr.contains("it is the backing file of the disk of the VM `web`"), "{refused:?}");
     host.must(["rm", "web"]);
     host.must(["image", "rm", &url]);
     assert_eq!(host.must(["image", "ls", "--json"]), "[]\n");
@@ -291,8 +291,8 @@ fn a_login_that_a_helper_keeps_is_shown_to_its_registry() {
     let missing = pull();
     // A missing helper does not matter without a login; here the registry requires one.
     assert_eq!(missing.code, Some(1), "{missing:?}");
-    assert!(missing.stderr.contains("docker-credential-test: it keeps the login at"), "{missing:?}");
-    assert!(missing.stderr.contains("the server does not give it to everybody"), "{missing:?}");
+    assert!(missing.stderr.contains("docker-credential-test: it stores the login for"), "{missing:?}");
+    assert!(missing.stderr.contains("the server refuses it without a login"), "{missing:?}");
     let script = r#"read registry; echo "{\"ServerURL\":\"$registry\",\"Username\":\"u\",\"Secret\":\"p\"}""#;
     let helper = host.dir.path().join("bin/docker-credential-test");
     vmkit_testkit::write_program(&helper, &format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -363,7 +363,7 @@ fn a_file_for_another_architecture_is_refused_and_a_directory_is_no_image() {
     fs::write(host.file("arm.img"), disk).unwrap();
     let refused = host.vmkit(["create", "web", "--image", "arm.img", "--accel", "tcg"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("an image for aarch64, and x86_64 was asked for"), "{refused:?}");
+    assert!(refused.stderr.contains("an image for aarch64, and x86_64 was requested"), "{refused:?}");
     // A name refers to the store, whatever file of that name is in the directory.
     fs::create_dir(host.file("debian")).unwrap();
     let refused = host.vmkit(["create", "web", "--image", "debian", "--dry-run"]);
@@ -382,7 +382,7 @@ fn a_text_is_taken_as_a_disk_and_warned_of() {
     for (file, is_told) in [("notes.txt", true), ("disk.img", false)] {
         let answer = host.vmkit(["image", "import", file, "--name", "x"]);
         assert_eq!(answer.code, Some(0), "{answer:?}");
-        let warning = format!("{file} is a text, and is taken as the bytes of a disk");
+        let warning = format!("{file} is a text file, and is used as a raw disk");
         assert_eq!(answer.stderr.contains(&warning), is_told, "{answer:?}");
         host.must(["image", "rm", "x"]);
     }
@@ -394,7 +394,8 @@ fn what_is_no_disk_is_refused_by_the_file_that_was_named() {
     fs::write(host.file("page.img"), "<!-- 404 -->\n<html>no</html>").unwrap();
     fs::write(host.file("vmlinux"), [&b"\x7fELF"[..], &[0; 600]].concat()).unwrap();
     fs::write(host.file("error.json"), "{\"error\": \"denied\"}").unwrap();
-    for (file, why) in [("page.img", "a web page"), ("vmlinux", "an ELF file"), ("error.json", "a JSON text")]
+    for (file, why) in
+        [("page.img", "a web page"), ("vmlinux", "an ELF file"), ("error.json", "JSON, not an image")]
     {
         let refused = host.vmkit(["image", "import", file, "--name", "x"]);
         assert_eq!(refused.code, Some(2), "{refused:?}");
@@ -436,7 +437,7 @@ fn a_damaged_image_is_told_with_what_heals_it() {
     }
     let damaged = host.vmkit(["image", "verify"]);
     assert_eq!(damaged.code, Some(2), "{damaged:?}");
-    assert_eq!(damaged.stdout.matches("damaged: it hashes to").count(), 2, "{damaged:?}");
+    assert_eq!(damaged.stdout.matches("damaged: its checksum is").count(), 2, "{damaged:?}");
     let (pull, import) =
         (format!("vmkit image pull {url}"), format!("vmkit image import {}", host.file("base.img")));
     assert!(damaged.stderr.contains(&pull) && damaged.stderr.contains(&import), "{damaged:?}");
@@ -458,7 +459,7 @@ fn names_that_nobody_knows_are_answered_with_those_that_exist() {
     for (image, code, why) in [
         ("debain:12", 2, "did you mean debian (12, 13)?"),
         ("debian:9", 2, "there is no such version; there are 12, 13"),
-        ("ftp://x/y", 2, "begins with https://"),
+        ("ftp://x/y", 2, "starts with https://"),
         ("./disk.img", 2, "image import"),
         ("http://127.0.0.1:1/x", 1, "the server can't be reached"),
     ] {
@@ -542,7 +543,7 @@ fn a_misspelt_name_is_compared_with_those_that_are_kept() {
         ("tool:1", "did you mean tool?"),
         ("arn:1", "did you mean arm:1?"),
         ("somethingelse", "debian, fedora, freebsd, mydb, omnios"),
-        ("arm:1", "it is kept for aarch64, and x86_64 was asked for"),
+        ("arm:1", "it is stored for aarch64, and x86_64 was requested"),
     ] {
         for arguments in [&["launch", image][..], &["create", "web", "--image", image, "--dry-run"]] {
             let refused = host.vmkit(arguments);
@@ -637,7 +638,7 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     assert!(info["disk"]["image"].as_str().unwrap().contains("/images/"), "{info}");
     let refused = host.vmkit(["image", "rm", "mine:1"]);
     assert_eq!(refused.code, Some(6), "{refused:?}");
-    let expected = "error: image `mine:1`: the disk of VM `web` hangs on it, and so it is in use\n\
+    let expected = "error: image `mine:1`: it is the backing file of the disk of the VM `web`\n\
         hint: `vmkit rm web` removes the VM with its disk\n";
     assert_eq!(refused.stderr, expected);
     // By any of its names.
@@ -648,7 +649,7 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
     let listed: serde_json::Value = serde_json::from_str(&host.must(["image", "ls", "--json"])).unwrap();
     let refused = host.vmkit(["image", "rm", listed[0]["id"].as_str().unwrap()]);
     let expected = "error: image `again`, also called `mine:1`: \
-        the disks of VMs `db`, `web` hang on it, and so it is in use\n\
+        it is the backing file of the disks of the VMs `db`, `web`\n\
         hint: `vmkit rm db web` removes the VMs with their disks\n";
     assert_eq!(refused.stderr, expected);
     host.must(["rm", "web", "db"]);

@@ -139,7 +139,7 @@ fn every_exit_code_is_used_where_it_is_promised() {
 fn help_lists_the_exit_codes_and_version_is_a_word_and_a_number() {
     let host = Host::without_qemu();
     let help = host.must(["--help"]);
-    assert!(help.contains("Exit codes:") && help.contains("  5  a deadline passed"), "{help}");
+    assert!(help.contains("Exit codes:") && help.contains("  5  a timeout passed"), "{help}");
     assert_eq!(host.must(["--version"]), format!("vmkit {}\n", env!("CARGO_PKG_VERSION")));
     assert!(!host.home().exists(), "help needs no home");
 }
@@ -192,7 +192,7 @@ fn doctor_fails_where_there_is_no_qemu_and_says_what_to_do() {
     let answer = host.vmkit(["doctor"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
     assert!(answer.stdout.lines().any(|line| line.starts_with("qemu-system") && line.contains("FAIL")));
-    assert!(answer.stdout.contains("do: "), "{answer:?}");
+    assert!(answer.stdout.contains("fix: "), "{answer:?}");
     let checks: serde_json::Value = serde_json::from_str(&host.vmkit(["doctor", "--json"]).stdout).unwrap();
     let failed = checks.as_array().unwrap().iter().find(|check| check["status"] == "fail").unwrap();
     assert!(failed["advice"].is_string() && failed["found"].is_string() && failed["name"].is_string());

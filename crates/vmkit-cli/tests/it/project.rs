@@ -79,7 +79,7 @@ fn the_file_is_found_from_below_or_named() {
     fs::remove_file(host.file("vmkit.toml")).unwrap();
     let nowhere = from(&["up"]);
     assert_eq!(nowhere.code, Some(2), "{nowhere:?}");
-    for words in ["vmkit.toml", below.to_str().unwrap(), "any folder above", "--file FILE"] {
+    for words in ["vmkit.toml", below.to_str().unwrap(), "any directory above", "--file FILE"] {
         assert!(nowhere.stderr.contains(words), "{words}: {nowhere:?}");
     }
 }
@@ -161,7 +161,7 @@ fn files_that_are_not_there_are_told_before_anything_is_made() {
     fs::remove_file(host.file("load.sh")).unwrap();
     let answer = host.vmkit(["up"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
-    assert!(answer.stderr.contains("vmkit.toml has 3 mistakes"), "{answer:?}");
+    assert!(answer.stderr.contains("vmkit.toml has 3 errors"), "{answer:?}");
     for place in ["vmlinux", "load.sh", "bass.img"] {
         assert!(answer.stderr.contains(place), "{place}: {answer:?}");
     }
@@ -184,8 +184,8 @@ fn what_a_copy_leaves_out_or_can_not_read_is_told_by_the_plan() {
     write(&host, &format!("{machine}files = [{{ from = 'site', to = '/srv' }}]\n"));
     let planned = host.vmkit(["plan"]);
     assert_eq!(planned.code, Some(0), "{planned:?}");
-    assert!(planned.stderr.starts_with("warning: db: `copy to /srv` leaves "), "{planned:?}");
-    assert!(planned.stderr.contains("fsmonitor--daemon.ipc out: it is neither file"), "{planned:?}");
+    assert!(planned.stderr.starts_with("warning: db: `copy to /srv` skips "), "{planned:?}");
+    assert!(planned.stderr.contains("fsmonitor--daemon.ipc: it is neither a file"), "{planned:?}");
     let plan = json(&host.vmkit(["plan", "--json"]).stdout);
     let left_out = &plan["machines"][0]["steps"][0]["left_out"];
     assert!(left_out[0].as_str().unwrap().ends_with("fsmonitor--daemon.ipc"), "{plan}");
@@ -196,7 +196,7 @@ fn what_a_copy_leaves_out_or_can_not_read_is_told_by_the_plan() {
     );
     let refused = host.vmkit(["plan"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("neither a file nor a folder nor a link"), "{refused:?}");
+    assert!(refused.stderr.contains("neither a file, a directory nor a link"), "{refused:?}");
 
     if fs::read_dir(UNREADABLE).is_err() || fs::File::open(format!("{UNREADABLE}/flush")).is_ok() {
         println!("SKIP: {UNREADABLE} has no file that may not be read");
@@ -298,7 +298,7 @@ fn a_file_that_no_disk_can_be_made_of_is_told_before_anything_is_made() {
         let answer = host.vmkit([command]);
         assert_eq!(answer.code, Some(2), "{answer:?}");
         assert!(answer.stderr.contains("vmkit.toml:13:8]"), "{answer:?}");
-        assert!(answer.stderr.contains("name at least 3MiB"), "{answer:?}");
+        assert!(answer.stderr.contains("use at least 3MiB"), "{answer:?}");
     }
     assert!(host.snapshot().keys().all(|path| !path.starts_with(host.home().join("vms"))));
 }

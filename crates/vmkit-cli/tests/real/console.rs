@@ -79,7 +79,7 @@ impl Served {
         let mut child = terminal.run(&mut command);
         let notes = Heard::new(child.stderr.take().unwrap());
         let mut attached = Attached { terminal, child, notes };
-        attached.notes.until("at the console of web; Ctrl-] leaves");
+        attached.notes.until("attached to the console of web; Ctrl-] detaches");
         attached
     }
 }
@@ -141,7 +141,7 @@ fn a_person_sees_the_past_talks_to_the_guest_and_leaves() {
     attached.terminal.type_in(b"x\x1dnot sent");
     assert_eq!(ended(&mut attached.child).code(), Some(0));
     assert!(attached.terminal.is_cooked());
-    assert!(attached.notes.rest().contains("left the console of web"));
+    assert!(attached.notes.rest().contains("detached from the console of web"));
     assert!(guest.rest().ends_with('x'));
 }
 
@@ -235,7 +235,7 @@ fn a_console_that_another_program_holds_is_not_silent_about_it() {
     let _its_guest = served.accept();
     // As QEMU does: no second client is accepted.
     let mut attached = served.attach();
-    attached.notes.until("another program holds this console");
+    attached.notes.until("another program uses this console");
     attached.terminal.type_in(ESCAPE);
     assert_eq!(ended(&mut attached.child).code(), Some(0));
     assert!(attached.terminal.is_cooked());

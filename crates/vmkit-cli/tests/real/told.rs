@@ -107,7 +107,7 @@ fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
     life.must(["up", "-f", &file(&old)]);
     fs::rename(&old, &new).unwrap();
     let warning = format!(
-        "warning: `one-web` is a VM of {}, which is no longer there: move it back, or `vmkit rm one-web`\n",
+        "warning: `one-web` is a VM of {}, which no longer exists: move it back, or `vmkit rm one-web`\n",
         file(&old)
     );
     let info: Value = serde_json::from_str(&life.must(["info", "one-web", "--json"])).unwrap();

@@ -73,9 +73,9 @@ pub enum DeathPoint {
 /// [`FakePropolis::hold`](super::FakePropolis::hold).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gate {
-    /// While it asks its host for CPUID, before anything is known of a VM that was asked for.
+    /// While it asks its host for CPUID, before anything is known of a VM that was requested.
     Host,
-    /// Before it makes a VM that was asked for, which is `Creating` by now.
+    /// Before it makes a VM that was requested, which is `Creating` by now.
     Ensure,
     /// After it sent a client the serial port's history, before it has the client on its list.
     Attach,

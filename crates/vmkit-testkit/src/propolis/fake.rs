@@ -127,7 +127,7 @@ impl FakeSetup {
             None => command.env_remove(illumos::DIR),
         };
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().expect("it was asked for");
+        let stdout = child.stdout.take().expect("it was requested");
         let log = SharedLog::default();
         let found = read_log(stdout, log.clone());
         let how = ServerHost::Process { child: Some(child) };

@@ -243,20 +243,20 @@ fn beside_what_only_the_guest_can_read_vmkit_takes_a_name_of_its_own() {
 #[test]
 fn what_would_keep_everybody_out_is_refused_with_its_line() {
     for (theirs, line, what) in [
-        ("users: 5\n", 2, "`users` is no list"),
-        ("users: yes\n", 2, "`users` is no list"),
-        ("users:\n- default\n-\n", 4, "an entry of `users` is no user"),
-        ("users:\n- 12\n", 3, "an entry of `users` is no user"),
+        ("users: 5\n", 2, "`users` is not a list"),
+        ("users: yes\n", 2, "`users` is not a list"),
+        ("users:\n- default\n-\n", 4, "an entry of `users` is not a user"),
+        ("users:\n- 12\n", 3, "an entry of `users` is not a user"),
         ("users:\n  ann:\n", 3, "write `ann: {}`"),
         ("users:\n  ann: [x]\n", 3, "write `ann: {}`"),
-        ("users:\n- {name: ann, 1: x}\n", 3, "a key of a user is no text"),
-        ("groups:\n", 2, "`groups` is no list"),
-        ("groups:\n- admins:\n", 3, "the members of a group are no list"),
+        ("users:\n- {name: ann, 1: x}\n", 3, "a key of a user is not a string"),
+        ("groups:\n", 2, "`groups` is not a list"),
+        ("groups:\n- admins:\n", 3, "the members of a group are not a list"),
         ("ssh_keys: [x]\n", 2, "`ssh_keys` has no keys and values"),
-        ("ssh_keys:\n  rsa_private:\n", 3, "`ssh_keys.rsa_private` is no text"),
-        ("ssh_keys:\n  ed25519_public: ssh-ed25519 AAAA\n", 3, "give `ed25519_private` as well"),
+        ("ssh_keys:\n  rsa_private:\n", 3, "`ssh_keys.rsa_private` is not a string"),
+        ("ssh_keys:\n  ed25519_public: ssh-ed25519 AAAA\n", 3, "add `ed25519_private`"),
         ("ssh_keys:\n  ed25519_private: x\n", 3, "has no line end"),
-        ("cloud_init_modules: [users-groups]\n", 2, "is without `ssh`"),
+        ("cloud_init_modules: [users-groups]\n", 2, "lacks `ssh`"),
     ] {
         let user_data = UserData::Raw(format!("#cloud-config\n{theirs}"));
         let config = CloudInitConfig { user_data, access: Some(access()), ..CloudInitConfig::default() };
@@ -281,7 +281,7 @@ fn a_name_that_raw_user_data_has_is_refused_for_a_login_that_was_asked_for() {
     };
     let error = config.check().unwrap_err().to_string();
     let expected =
-        "cloud_init.access.user: \"vmkit\": line 5 of the user-data makes a user or a group of this name";
+        "cloud_init.access.user: \"vmkit\": line 5 of the user-data creates a user or a group of this name";
     assert!(error.starts_with(expected), "{error}");
 }
 

@@ -626,7 +626,7 @@ mod tests {
         let error = render(&config, &VmName::new("web").unwrap(), ID, None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         let text = error.to_string();
-        assert!(text.starts_with("user_data: ") && text.contains("1048576 bytes at the most"), "{text}");
+        assert!(text.starts_with("user_data: ") && text.contains("at most 1048576 bytes"), "{text}");
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
     file.take(most + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
     if content.len() as u64 > most {
         let found = bytes.unwrap_or_default().max(content.len() as u64);
-        return Err(of_file(format!("the file has {found} bytes, and may have {most} at the most")));
+        return Err(of_file(format!("the file has {found} bytes (expected at most {most})")));
     }
     let content = unpacked(content, &of_file)?;
     let text = String::from_utf8(content).map_err(|error| {
@@ -33,7 +33,7 @@ pub fn read_user_data(path: &Path) -> Result<CloudInitConfig> {
     // What an editor puts before a text is no part of the document.
     let text = text.trim_start_matches('\u{feff}').to_owned();
     if text.trim().is_empty() {
-        return Err(of_file("the file is empty: begin it with `#cloud-config`, or leave it out".to_owned()));
+        return Err(of_file("the file is empty: start it with `#cloud-config`, or omit it".to_owned()));
     }
     check_user_data(&text).map_err(|mistake| of_file(mistake.with_place()))?;
     let config = CloudInitConfig { user_data: UserData::Raw(text), ..CloudInitConfig::default() };
@@ -62,11 +62,11 @@ fn unpacked(content: Vec<u8>, of_file: &impl Fn(String) -> Error) -> Result<Vec<
     let mut plain = Vec::new();
     let unpacking = flate2::read::MultiGzDecoder::new(&content[..]).take(most as u64 + 1);
     let unpacked = { unpacking }.read_to_end(&mut plain);
-    unpacked.map_err(|error| of_file("the file can't be unpacked".to_owned()).with_source(error))?;
+    unpacked.map_err(|error| of_file("the file can't be decompressed".to_owned()).with_source(error))?;
     match plain.len() > most {
-        true => Err(of_file(format!(
-            "unpacked the file has more than {most} bytes, the most that user-data may have"
-        ))),
+        true => {
+            Err(of_file(format!("decompressed, the file has more than {most} bytes, the limit of user-data")))
+        }
         false => Ok(plain),
     }
 }
@@ -78,7 +78,7 @@ fn unpacked(content: Vec<u8>, of_file: &impl Fn(String) -> Error) -> Result<Vec<
 #[cfg(not(feature = "images"))]
 fn unpacked(content: Vec<u8>, of_file: &impl Fn(String) -> Error) -> Result<Vec<u8>> {
     match content.starts_with(&GZIP) {
-        true => Err(of_file("the file is packed by gzip: unpack it with `gunzip`".to_owned())),
+        true => Err(of_file("the file is compressed with gzip: decompress it with `gunzip`".to_owned())),
         false => Ok(content),
     }
 }
@@ -116,10 +116,10 @@ mod tests {
             (b"users: []".to_vec(), "begins with \"users: []\""),
             (Vec::new(), "the file is empty"),
             #[cfg(feature = "images")]
-            (vec![0x1f, 0x8b, 8, 0], "the file can't be unpacked"),
+            (vec![0x1f, 0x8b, 8, 0], "the file can't be decompressed"),
             #[cfg(feature = "cloud-init")]
             (b"#cloud-config\n{[\"\n".to_vec(), "user,data\": line 2, column 3: this is not YAML: "),
-            (vec![b'#'; (1 << 20) + 5], "has 1048581 bytes, and may have 1048576"),
+            (vec![b'#'; (1 << 20) + 5], "has 1048581 bytes (expected at most 1048576)"),
         ] {
             fs::write(&path, content).unwrap();
             let text = refusal(&path);

@@ -67,7 +67,7 @@ pub enum Error {
         /// Its name.
         name: String,
     },
-    /// What was asked for does not exist.
+    /// What was requested does not exist.
     #[error("{what} `{name}` does not exist")]
     NotFound {
         /// What kind of thing.
@@ -110,10 +110,10 @@ pub enum Error {
     /// The operation is not legal in the state the VM is in.
     #[error(transparent)]
     Transition(#[from] InvalidTransition),
-    /// What was asked for exists only while the VM runs or is suspended.
+    /// What was requested exists only while the VM runs or is suspended.
     #[error("{what} is known only while the VM runs, and it is {state}{}", CauseOf(state))]
     NotLive {
-        /// What was asked for.
+        /// What was requested.
         what: LiveResource,
         /// The state the VM is in.
         state: VmState,
@@ -129,7 +129,7 @@ pub enum Error {
     /// No backend with this tag is registered.
     #[error("no backend `{tag}` is registered here; known: {}", NameList(known))]
     UnknownBackend {
-        /// The tag that was asked for.
+        /// The tag that was requested.
         tag: BackendTag,
         /// The tags that are registered.
         known: Vec<BackendTag>,
@@ -144,8 +144,9 @@ pub enum Error {
     },
     /// The same VM runs in another directory already: one of the two is a copy of the other.
     #[error(
-        "cannot start the VM `{vm}` in {}: the same VM, with the same identity and MAC address, runs already{}{}; stop that one first, \
-         or make a VM of its own here (expected one of the copies to run at a time)",
+        "cannot start the VM `{vm}` in {}: the same VM, with the same identity and MAC address, runs \
+         already{}{}; stop that one first, or create a new VM here (expected one of the copies to run at a \
+         time)",
         here.display(),
         other.as_ref().map_or_else(String::new, |other| format!(" from {}", other.display())),
         pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
@@ -183,7 +184,7 @@ pub enum Error {
         way_out: Box<str>,
     },
     /// The image that is to be removed is the backing file of VMs' disks.
-    #[error("{image}: the {} on it, and so it is in use", BackingUsers(vms))]
+    #[error("{image}: it is the backing file of the {}", BackingUsers(vms))]
     ImageInUse {
         /// The image, by all its names.
         image: String,
@@ -371,7 +372,7 @@ pub enum Error {
     },
     /// What was fetched differs from what its publisher says, or could not be verified; it was not
     /// kept.
-    #[error("{what} is not to be trusted: {problem}")]
+    #[error("{what} can't be trusted:  {problem}")]
     Untrusted {
         /// What was fetched.
         what: String,
@@ -382,7 +383,7 @@ pub enum Error {
         source: Option<ErrorSource>,
     },
     /// A VM has the name that a machine's VM would have, and is not the machine's.
-    #[error("the VM `{vm}` is there already, and {owner}")]
+    #[error("the VM `{vm}` exists already, and {owner}")]
     Foreign {
         /// The VM.
         vm: VmName,
@@ -499,7 +500,7 @@ impl fmt::Display for LoginPart {
             LoginPart::User => "user",
             LoginPart::Key => "SSH key",
             LoginPart::HostKey => "SSH host key",
-            LoginPart::Port => "port of this host that leads to its SSH server",
+            LoginPart::Port => "forward to its SSH server",
         })
     }
 }
@@ -616,7 +617,7 @@ impl From<VmfileError> for Error {
 }
 
 /// What a failure of cloud-init may lead to.
-const LOCKED_OUT: &str = ", and no SSH server in it lets vmkit in";
+const LOCKED_OUT: &str = ", and its SSH server does not accept vmkit's login";
 
 #[cfg(test)]
 mod tests {

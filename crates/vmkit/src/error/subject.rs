@@ -78,10 +78,10 @@ impl fmt::Display for LiveResource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             LiveResource::GuestAddress => "the guest's address",
-            LiveResource::ForwardedPort => "what a port leads to",
+            LiveResource::ForwardedPort => "the guest's port of a forward",
             LiveResource::GuestListener => "whether the guest listens",
-            LiveResource::GuestLogin => "the way into the guest",
-            LiveResource::SshServer => "the way in over SSH",
+            LiveResource::GuestLogin => "the login to the guest",
+            LiveResource::SshServer => "the guest's SSH server",
             LiveResource::GuestAgent => "the guest agent",
             LiveResource::Console => "the console",
         })

@@ -68,8 +68,8 @@ impl<T: fmt::Display> fmt::Display for BackingUsers<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<String> = self.0.iter().map(|name| format!("`{name}`")).collect();
         match &names[..] {
-            [name] => write!(f, "disk of VM {name} hangs"),
-            names => write!(f, "disks of VMs {} hang", names.join(", ")),
+            [name] => write!(f, "disk of the VM {name}"),
+            names => write!(f, "disks of the VMs {}", names.join(", ")),
         }
     }
 }

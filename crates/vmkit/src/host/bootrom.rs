@@ -14,7 +14,8 @@ const MOST_BYTES: u64 = 2 << 20;
 /// right.
 pub(crate) fn problem(bytes: u64) -> Option<String> {
     let right = format!(
-        "a bootrom has whole pages of {PAGE_BYTES} bytes, at most {MOST_BYTES} bytes in all: take an OVMF_CODE.fd without variables"
+        "a bootrom has whole pages of {PAGE_BYTES} bytes, at most {MOST_BYTES} bytes in all: use an \
+         OVMF_CODE.fd without variables"
     );
     let wrong = match bytes {
         0 => "the file is empty".to_owned(),

@@ -22,7 +22,7 @@ pub(crate) async fn check(spec: &VmSpec) -> Result<()> {
         return Err(Error::invalid(
             "run_as",
             user,
-            "this host has no such user: name one that it has, or make it",
+            "this host has no such user: use an existing one, or create it",
         ));
     }
     Ok(())
@@ -31,9 +31,7 @@ pub(crate) async fn check(spec: &VmSpec) -> Result<()> {
 fn check_memory(memory: Mib, most: Option<Mib>) -> Result<()> {
     match most.filter(|most| memory > *most) {
         Some(most) => {
-            let expected = format!(
-                "Linux gives no guest on this host more than {most}: take that at the most, or add swap"
-            );
+            let expected = format!("a guest on this host can have at most {most}: use less, or add swap");
             Err(Error::invalid("memory", memory, expected))
         }
         None => Ok(()),
@@ -51,7 +49,7 @@ mod tests {
         check_memory(mib(1 << 30), None).unwrap();
         let error = check_memory(mib(8193), Some(mib(8192))).unwrap_err().to_string();
         assert!(
-            error.starts_with("memory: \"8193MiB\": Linux gives no guest on this host more than 8GiB"),
+            error.starts_with("memory: \"8193MiB\": a guest on this host can have at most 8GiB"),
             "{error}"
         );
     }

@@ -65,7 +65,7 @@ pub(crate) fn process_limit() -> String {
     format!("RLIMIT_NPROC, `ulimit -u`, allows this user {most} processes and threads")
 }
 
-/// Returns what is wrong where a child can't be started, or its end was asked for in vain; other
+/// Returns what is wrong where a child can't be started, or its end was requested in vain; other
 /// errors as they are.
 pub(crate) fn child_problem(error: &io::Error) -> String {
     match error.raw_os_error() {

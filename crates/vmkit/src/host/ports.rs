@@ -33,7 +33,7 @@ pub(crate) fn port_is_free(protocol: Protocol, addr: IpAddr, port: NonZeroU16) -
             match error.kind() {
                 io::ErrorKind::AddrNotAvailable => "this host does not have that address".to_owned(),
                 io::ErrorKind::PermissionDenied => {
-                    "this user may not listen there; take a port from 1024 on".to_owned()
+                    "this user may not listen there; use port 1024 or above".to_owned()
                 }
                 _ => error.to_string(),
             },

@@ -60,12 +60,12 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
         || end > cluster_bytes(overlay).map_err(Error::io("read", overlay))?
     {
         let why = format!(
-            "the path has {} bytes, and the overlay can't record so many: move the image",
+            "the path has {} bytes, which is more than the overlay can record: move the image",
             bytes.len()
         );
         return Err(Error::invalid("image", image.display(), why));
     }
-    tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %now.display(), "the image lies elsewhere now");
+    tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %now.display(), "the image was moved");
     rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
 }
 

@@ -390,17 +390,17 @@ impl CatalogueKey {
         let CatalogueKey { fingerprint, public, url } = self;
         let is_digit = |b: u8| b.is_ascii_digit() || (b'A'..=b'F').contains(&b);
         if !matches!(fingerprint.len(), 40 | 64) || !fingerprint.bytes().all(is_digit) {
-            let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without blanks";
+            let why = "a fingerprint has 40 or 64 digits, 0-9 and A-F, without spaces";
             return Err(format!("{fingerprint:?}: {why}"));
         }
         let public = match (public, url) {
             (Some(text), None) => PublicKey::Here(text),
             (None, Some(url)) if is_address(&url) => PublicKey::At(url),
             (None, Some(url)) => {
-                return Err(format!("{url:?} is no address: it begins with https:// or http://"));
+                return Err(format!("{url:?} is not a URL (expected https:// or http://)"));
             }
             (Some(_), Some(_)) | (None, None) => {
-                return Err("give it `public`, the key, or `url`, the address where it lies".to_owned());
+                return Err("set `public` to the key, or `url` to the key's URL".to_owned());
             }
         };
         Ok(OpenPgpKey { fingerprint, public })
@@ -434,19 +434,19 @@ impl CatalogueImage {
                 ImageName::new(&format!("{name}:{word}")).map_err(|error| format!("{here}: {error}"))?;
             }
             if release.arches().is_empty() {
-                return Err(format!("{here}: it lies nowhere: give x86_64 or aarch64 a url"));
+                return Err(format!("{here}: it has no URL: set `url` for x86_64 or aarch64"));
             }
             if let Some(key) = release.keys.iter().find(|key| !keys.contains_key(*key)) {
                 return Err(format!("{here}: there is no key `{key}`"));
             }
             if !release.keys.is_empty() && release.signed.is_none() {
-                return Err(format!("{here}: it has keys: say what is signed, checksums, inline or image"));
+                return Err(format!("{here}: it has keys: set `signed` to checksums, inline or image"));
             }
             for arch in release.arches() {
                 let file = release.file(arch).expect("this architecture was found in it");
                 if !is_address(&file.url) {
                     return Err(format!(
-                        "{here}: {:?} is no address: it begins with https:// or http://",
+                        "{here}: {:?} is not a URL (expected https:// or http://)",
                         file.url
                     ));
                 }
@@ -509,7 +509,7 @@ impl CatalogueRelease {
         };
         match self.signed {
             None if signature.is_some() => {
-                Err("it has a `signature`: say what is signed, checksums, inline or image".to_owned())
+                Err("it has a `signature`: set `signed` to checksums, inline or image".to_owned())
             }
             None => Ok(()),
             Some(_) if keys.is_none() => lacks("keys", "the keys of which any may have signed"),
@@ -561,7 +561,7 @@ fn mirror(entry: &str) -> Result<MirrorRule> {
         None => ("", entry),
     };
     if !is_address(to) || !(from.is_empty() || is_address(from)) {
-        let why = "a mirror is an address, or FROM=TO with two of them, and blanks stand between mirrors";
+        let why = "a mirror is a URL, or FROM=TO with two URLs; spaces separate mirrors";
         return Err(Error::invalid("mirror", entry, why));
     }
     Ok(MirrorRule { from: from.to_owned(), to: to.to_owned() })

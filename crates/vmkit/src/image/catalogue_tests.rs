@@ -129,21 +129,21 @@ fn a_bad_catalogue_is_refused_with_the_place() {
         ("", "missing field `version`"),
         ("version = 1\n[image.a]\nusr = \"x\"\n", "line 3, column 1: unknown field `usr`"),
         ("version = 1\n[image.a.release.1]\nx86_64 = 1\n", "line 3"),
-        ("version = 1\n[image.a.release.1]\n", "it lies nowhere"),
+        ("version = 1\n[image.a.release.1]\n", "it has no URL"),
         ("version = 1\n[image.A.release.1]\nx86_64 = { url = \"http://h/x\" }", "a-z"),
         ("version = 1\n[image.a.release.1]\nx86_64 = { url = \"ftp://h/x\" }", "https:// or http://"),
         ("version = 1\n[image.a.release.1]\nkeys = [\"k\"]\nx86_64 = { url = \"http://h/x\" }", "no key `k`"),
         ("version = 1\n[key.k]\nfingerprint = \"12\"\npublic = \"\"", "40 or 64 digits"),
-        (&of_key(""), "key `k`: give it `public`, the key, or `url`"),
-        (&of_key("public = \"\"\nurl = \"https://h/k\""), "key `k`: give it `public`, the key, or `url`"),
-        (&of_key("url = \"k.asc\""), "key `k`: \"k.asc\" is no address"),
+        (&of_key(""), "key `k`: set `public` to the key, or `url`"),
+        (&of_key("public = \"\"\nurl = \"https://h/k\""), "key `k`: set `public` to the key, or `url`"),
+        (&of_key("url = \"k.asc\""), "key `k`: \"k.asc\" is not a URL"),
         (
             "version = 1\n[image.a]\nnewest = \"2\"\n[image.a.release.1]\nx86_64 = { url = \"http://h/x\" }",
             "newest is \"2\"",
         ),
         (
             "version = 1\n[image.a.release.1]\nsignature = \"s\"\nx86_64 = { url = \"http://h/x\" }",
-            "it has a `signature`: say what is signed",
+            "it has a `signature`: set `signed`",
         ),
     ] {
         let error = extended(text).unwrap_err();

@@ -105,7 +105,7 @@ pub async fn convert(
 /// Checks the destination, and returns it with symbolic links resolved.
 fn place(image: &ImageFacts, to: &Path, existing: OverwritePolicy) -> Result<PathBuf> {
     let refused = |why: &str| Error::invalid("file", to.display(), why);
-    let Some(name) = to.file_name() else { return Err(refused("this is no name of a file")) };
+    let Some(name) = to.file_name() else { return Err(refused("this is not a file name")) };
     if existing == OverwritePolicy::Stays && fs::symlink_metadata(to).is_ok() {
         return Err(Error::already_exists(Subject::File, to.display()));
     }
@@ -115,11 +115,11 @@ fn place(image: &ImageFacts, to: &Path, existing: OverwritePolicy) -> Result<Pat
             let kind = found.metadata().map_err(Error::io("examine", to))?.file_type();
             match () {
                 () if kind.is_file() || kind.is_block_device() => Ok(found),
-                () if kind.is_dir() => Err(refused("this is a directory: name a file in it")),
+                () if kind.is_dir() => Err(refused("this is a directory: pass a file in it")),
                 () if kind.is_char_device() => {
-                    Err(refused("this is a device without blocks: name a file, or a block device"))
+                    Err(refused("this is a character device: pass a file, or a block device"))
                 }
-                () => Err(refused("this is a pipe or a socket: name a file, or a block device")),
+                () => Err(refused("this is a pipe or a socket: pass a file, or a block device")),
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -149,7 +149,7 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
     let (device, room) = open().map_err(Error::io("write", to))?;
     let needed = image.virtual_size_bytes;
     if room < needed {
-        let why = format!("this device has {room} bytes, and the disk {needed}");
+        let why = format!("this device has {room} bytes, and the disk needs {needed}");
         return Err(Error::invalid("file", to.display(), why));
     }
     Ok(device)
@@ -189,7 +189,7 @@ impl UnfinishedFile {
             let file = open().map_err(failed())?;
             let opened = file.metadata().map_err(failed())?;
             if !opened.is_file() {
-                let why = "this is no file, and is where the disk has to lie while it is written: remove it";
+                let why = "this is not a file, and the disk is written to this path first: remove it";
                 return Err(Error::invalid("file", path.display(), why));
             }
             let Ok(lock) = FileLock::try_take(file, LockMode::Alone).map_err(failed())? else {

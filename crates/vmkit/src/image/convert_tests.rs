@@ -177,8 +177,8 @@ async fn what_is_no_place_for_a_file_is_refused_by_its_path() {
         ("dir", "this is a directory"),
         ("raw", "this is the image itself"),
         ("none/new", "there is no such directory"),
-        ("/dev/null", "without blocks"),
-        ("..", "no name of a file"),
+        ("/dev/null", "a character device"),
+        ("..", "not a file name"),
     ] {
         let error = scene.convert("raw", to, OverwritePolicy::Replaced).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{to}: {error}");

@@ -89,9 +89,8 @@ pub fn grow_disk(path: &Path, size: Mib) -> Result<()> {
         let bytes = disk.size();
         if size.bytes() < bytes {
             let least = Mib::holding(bytes);
-            let expected = format!(
-                "the disk has {bytes} bytes already, and is never made smaller: name at least {least}"
-            );
+            let expected =
+                format!("the disk has {bytes} bytes already, and can't shrink: use at least {least}");
             return Ok(Err(Error::invalid("disk", size, expected)));
         }
         if size.bytes() > bytes {
@@ -176,7 +175,7 @@ mod tests {
         }
         let error = grow_disk(&overlay, mib(5)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(error.to_string().contains("never made smaller"), "{error}");
+        assert!(error.to_string().contains("can't shrink"), "{error}");
         assert_eq!(qemu_img_info(name)["virtual-size"], (64 << 20) * MIB);
     }
 

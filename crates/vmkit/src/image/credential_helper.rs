@@ -76,7 +76,7 @@ impl CredentialProgram {
             None => {
                 let dirs: Vec<_> = search_path.iter().map(|dir| dir.display().to_string()).collect();
                 let problem =
-                    format!("it keeps the login at {registry}, and is not found in {}", dirs.join(":"));
+                    format!("it stores the login for {registry}, and was not found in {}", dirs.join(":"));
                 Err(Error::host(name, problem))
             }
         }
@@ -91,13 +91,13 @@ impl CredentialProgram {
     /// `Host` with the helper's message if it fails; `TimedOut` if it does not end.
     pub(super) async fn login(&self, registry: &str) -> Result<Option<RegistryLogin>> {
         let failed = |problem: String| {
-            Error::host(self.name.clone(), format!("it keeps the login at {registry}, and {problem}"))
+            Error::host(self.name.clone(), format!("it stores the login for {registry}, and {problem}"))
         };
         step("image: run a credential helper").map_err(Error::io("run", &self.program))?;
         let (said, complained, status) = match timeout(self.limit, self.run(login_name(registry))).await {
             Ok(ended) => ended.map_err(|error| failed(format!("can't be run: {}", child_problem(&error))))?,
             Err(_) => {
-                let awaited = format!("{} to give the login at {registry}", self.name);
+                let awaited = format!("{} to return the login for {registry}", self.name);
                 return Err(Error::timed_out(awaited, self.limit));
             }
         };
@@ -114,7 +114,7 @@ impl CredentialProgram {
         }
         // Not even the position of the error: it would come with a part of the secret.
         let answer: HelperReply = serde_json::from_slice(said)
-            .map_err(|_| failed("answered something else than a login".to_owned()))?;
+            .map_err(|_| failed("returned something other than a login".to_owned()))?;
         Ok(match (answer.username.as_str(), answer.secret) {
             (_, secret) if secret.is_empty() => None,
             (TOKEN, secret) => Some(RegistryLogin::IdentityToken(secret)),
@@ -228,14 +228,14 @@ mod tests {
             ("echo 'pass not initialized'; exit 1", "failed (exit status: 1): \"pass not initialized\""),
             ("echo 'no keychain' >&2; exit 3", "failed (exit status: 3): \"no keychain\""),
             (r#"echo '{"Secret": "geheim"}'; exit 1"#, "failed (exit status: 1): \"\""),
-            (r#"echo '{"Secret": "geheim"}'"#, "answered something else than a login"),
+            (r#"echo '{"Secret": "geheim"}'"#, "returned something other than a login"),
             // The pipe is closed before all of it is read.
             ("exec yes geheim", "failed (signal: 13"),
         ] {
             let error = helper(&dir, script).login("r.example").await.unwrap_err();
             let text = error.to_string();
             assert_eq!(error.kind(), ErrorKind::Host, "{text}");
-            assert!(text.starts_with("docker-credential-test: it keeps the login at r.example"), "{text}");
+            assert!(text.starts_with("docker-credential-test: it stores the login for r.example"), "{text}");
             assert!(text.contains(expected) && !text.contains("geheim"), "{text}");
         }
     }
@@ -248,7 +248,7 @@ mod tests {
         let error = endless.login("r.example").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(
-            error.to_string().contains("docker-credential-test to give the login at r.example"),
+            error.to_string().contains("docker-credential-test to return the login for r.example"),
             "{error}"
         );
     }
@@ -264,7 +264,7 @@ mod tests {
         let error = CredentialProgram::find("none", &[dir.path().to_owned()], "r.example").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Host);
         assert!(
-            error.to_string().contains("docker-credential-none: it keeps the login at r.example"),
+            error.to_string().contains("docker-credential-none: it stores the login for r.example"),
             "{error}"
         );
     }

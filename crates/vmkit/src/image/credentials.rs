@@ -89,7 +89,7 @@ impl RegistryCredentials {
         // Only the position of the error: the text there is secret.
         serde_json::from_str(text).map_err(|error| {
             let place = format!("line {}, column {}", error.line(), error.column());
-            Error::invalid("registry credentials", place, "this is not a config.json of Docker's")
+            Error::invalid("registry credentials", place, "this is not a config.json of Docker")
         })
     }
 

@@ -89,7 +89,7 @@ impl TryFrom<String> for Digest {
 
     fn try_from(text: String) -> Result<Self, String> {
         let digest = text.split_once(':').and_then(|(kind, hex)| Self::new(kind, hex));
-        digest.ok_or_else(|| format!("{text:?} is no checksum such as sha256:HEX"))
+        digest.ok_or_else(|| format!("{text:?} is not a checksum such as sha256:HEX"))
     }
 }
 

@@ -39,8 +39,7 @@ pub(crate) fn check_disc(path: &Path) -> Result<()> {
     if is_disc(&file).map_err(Error::io("read", path))? {
         return Ok(());
     }
-    let why = "this is no image of a disc (expected an ISO 9660 or UDF file system, as an installer's .iso has): a disk goes to \
-               `image` or `data_disks`";
+    let why = "this is not a disc image (expected an ISO 9660 or UDF file system, as an installer's .iso has): a disk belongs in `image` or `data_disks`";
     Err(Error::invalid("cdrom", path.display(), why))
 }
 
@@ -72,8 +71,7 @@ pub(crate) fn refuse_disc(file: &Path, shown: &str) -> Result<()> {
 
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
 /// What to do with a disc that was named as an image.
-const DISC_AS_IMAGE: &str = "this is an image of a disc (ISO 9660 or UDF), as an installer's .iso is, and no disk: give it as `cdrom`, beside \
-                             an empty disk of the size that `disk` says";
+const DISC_AS_IMAGE: &str = "this is a disc image (ISO 9660 or UDF), such as an installer's .iso, not a disk: pass it as `cdrom`, with an empty disk of the size in `disk`";
 
 /// Reports whether a file has the descriptors of a disc's file system.
 #[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]

@@ -177,7 +177,7 @@ impl Qcow2Tables {
         match place {
             ClusterEntry::Zeros => return Ok(DiskExtent::Zeros(part_bytes - within)),
             ClusterEntry::At(start) if start >= file_bytes => {
-                return Err(damaged("it is cut off: data lie behind its end"));
+                return Err(damaged("it is truncated: data is after its end"));
             }
             ClusterEntry::At(start) => read_or_zeros(file, start + within, buffer)?,
             ClusterEntry::Packed(entry) => {
@@ -204,7 +204,7 @@ impl Qcow2Header {
         }
         let start = first & OFFSET_MASK;
         if !start.is_multiple_of(cluster_bytes) {
-            return Err(damaged("an entry of an L2 table does not begin where a cluster does"));
+            return Err(damaged("an entry of an L2 table does not name the start of a cluster"));
         }
         if !self.extended_l2 {
             let is_zero = start == 0 || first & ALL_ZEROES != 0;

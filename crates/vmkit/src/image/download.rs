@@ -316,7 +316,7 @@ impl FileDownload<'_> {
         // Before the partial one is dropped: a network that wants a login sends a page first.
         if status.is_success() && is_web_page(response.headers()) {
             let (status, problem) =
-                (Some(status.as_u16()), "the server answered with a web page, not an image");
+                (Some(status.as_u16()), "the server replied with a web page, not an image");
             let (url, problem) = (shown(url), problem.to_owned());
             return Err(AttemptFailure::Final(Error::Fetch { url, problem, status, source: None }));
         }

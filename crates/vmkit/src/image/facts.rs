@@ -41,7 +41,8 @@ impl ImageFacts {
                 let least = Mib::holding(image_bytes);
                 let (image, bytes) = (self.path.display(), size.bytes());
                 let why = format!(
-                    "the image {image} is a disk of {image_bytes} bytes, this is {bytes}: name at least {least}, or no size"
+                    "the image {image} is a disk of {image_bytes} bytes, this is {bytes}: use at least \
+                     {least}, or omit the size"
                 );
                 Err(Error::invalid("disk", size, why))
             }

@@ -108,21 +108,25 @@ impl ImageChange {
     /// Says what changed of the image of this VM, and what to do.
     pub(crate) fn refusal(self, vm: &str, path: &Path) -> String {
         let remedy = format!(
-            "the disk of `{vm}` holds only the difference to the image as that was: put the old one back, or make the VM again"
+            "the disk of `{vm}` holds only the difference to the original image: restore that, or recreate \
+             the VM"
         );
         match self {
             ImageChange::Length { before, now } => format!(
-                "the image was changed since the VM `{vm}` was made on it, from {before} bytes to {now}; {remedy}"
+                "the image was changed since the VM `{vm}` was created on it, from {before} bytes to \
+                 {now}; {remedy}"
             ),
             ImageChange::Content => format!(
-                "the image was changed since the VM `{vm}` was made on it: as many bytes, and others; {remedy}"
+                "the image was changed since the VM `{vm}` was created on it: the size is the same, the \
+                 content is not; {remedy}"
             ),
             ImageChange::Time { before_ns } => {
                 let (seconds, ns) =
                     (before_ns.div_euclid(1_000_000_000), before_ns.rem_euclid(1_000_000_000));
                 let word = path.display().to_string().replace('\'', r"'\''");
                 format!(
-                    "the image was written, or copied, since the VM `{vm}` was made on it; {remedy}; if no byte of it \
+                    "the image was written, or copied, since the VM `{vm}` was created on it; {remedy}; if \
+                     no byte of it \
                      changed, `touch -d @{seconds}.{ns:09} '{word}'` sets its time back"
                 )
             }

@@ -73,7 +73,7 @@ pub(super) fn inspect_from(
     let refused = |why: String| Error::invalid(field, &shown, why);
     let InputFile { file, path: found, bytes: file_bytes } = InputFile::open(field, path)?;
     if file_bytes == 0 {
-        return Err(refused("the file is empty: was it downloaded whole?".to_owned()));
+        return Err(refused("the file is empty: was it downloaded completely?".to_owned()));
     }
     let head = read_range(&file, 0, 4096).map_err(Error::io("read", path))?;
     if !head.starts_with(&qcow2_header::MAGIC) {
@@ -89,9 +89,7 @@ pub(super) fn inspect_from(
             return Err(refused(other));
         }
         if file_bytes < JSON_BYTES && is_json(&file).map_err(Error::io("read", path))? {
-            return Err(refused(
-                "a JSON text, not an image: what a server says in the place of one".to_owned(),
-            ));
+            return Err(refused("JSON, not an image: a server sent it instead of one".to_owned()));
         }
         return Ok(ImageFacts {
             path: found,
@@ -140,15 +138,14 @@ fn check_use(header: &Qcow2Header, image: Option<&Path>) -> Result<(), String> {
     }
     if header.external_data_file {
         return Err(
-            "a qcow2 image whose data lie in another file: make it whole with `qemu-img convert -O qcow2`"
-                .into(),
+            "a qcow2 image whose data is in another file: convert it with `qemu-img convert -O qcow2`".into(),
         );
     }
     if let Some(backing) = &header.backing {
         return Err(backing_refusal(backing, image));
     }
     if header.virtual_size_bytes == 0 {
-        return Err("a qcow2 image of a disk of 0 bytes: nothing can be on it".into());
+        return Err("a qcow2 image of a disk of 0 bytes (expected a disk with data)".into());
     }
     Ok(())
 }
@@ -162,8 +159,9 @@ fn backing_refusal(backing: &BackingName, image: Option<&Path>) -> String {
     let missing = if is_missing { ", which is missing" } else { "" };
     let format = backing.format.as_deref().map(|format| format!(" ({format})")).unwrap_or_default();
     format!(
-        "a qcow2 image that is only the difference to {name:?}{format}{missing}: an image has to be whole; if you trust it, \
-         make it so with `qemu-img convert -O qcow2 IMAGE NEW` or `qemu-img rebase -b \"\" IMAGE`"
+        "a qcow2 image that is only the difference to {name:?}{format}{missing}: an image can't have a \
+         backing file; if you trust it, merge the two with `qemu-img convert -O qcow2 IMAGE NEW` or \
+         `qemu-img rebase -b \"\" IMAGE`"
     )
 }
 
@@ -209,12 +207,12 @@ const FOREIGN_IMAGES: &[(usize, &[u8], &str)] = &[
 
 /// Files that contain an image, to be unpacked first.
 const PACKED: &[(usize, &[u8], &str)] = &[
-    (0, b"\x1f\x8b", "compressed with gzip: unpack it with `gunzip`"),
-    (0, b"\xfd7zXZ\0", "compressed with xz: unpack it with `unxz`"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with Zstandard: unpack it with `unzstd`"),
-    (0, b"BZh", "compressed with bzip2: unpack it with `bunzip2`"),
-    (0, b"\x04\x22\x4d\x18", "compressed with LZ4: unpack it with `unlz4`"),
-    (0, b"LZIP", "compressed with lzip: unpack it with `lzip -d`"),
+    (0, b"\x1f\x8b", "compressed with gzip: decompress it with `gunzip`"),
+    (0, b"\xfd7zXZ\0", "compressed with xz: decompress it with `unxz`"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with Zstandard: decompress it with `unzstd`"),
+    (0, b"BZh", "compressed with bzip2: decompress it with `bunzip2`"),
+    (0, b"\x04\x22\x4d\x18", "compressed with LZ4: decompress it with `unlz4`"),
+    (0, b"LZIP", "compressed with lzip: decompress it with `lzip -d`"),
     (0, b"PK\x03\x04", "a zip archive: unpack it with `unzip`"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it with `7z x`"),
     (257, b"ustar", "a tar archive (an .ova is one): unpack it with `tar -x`"),
@@ -239,14 +237,13 @@ fn importable(file: &File, head: &[u8]) -> io::Result<Option<(String, ValueProbl
     let how = what.split(':').next().unwrap_or(what);
     Ok(Some(match unpacked.get(257..262) == Some(b"ustar") {
         true => (
-            format!(
-                "this is a tar archive {how}: unpack it with `tar -xf`, then name the disk that was in it"
-            ),
+            format!("this is a tar archive {how}: unpack it with `tar -xf`, then pass the disk in it"),
             ValueProblem::Other,
         ),
-        false => {
-            (format!("this is {how}: import it as an image, which unpacks it"), ValueProblem::CompressedImage)
-        }
+        false => (
+            format!("this is {how}: import it as an image, which decompresses it"),
+            ValueProblem::CompressedImage,
+        ),
     }))
 }
 
@@ -262,17 +259,17 @@ fn foreign_format(head: &[u8]) -> Option<String> {
         return Some(format!("{what}: convert it with `qemu-img convert -O qcow2 IMAGE NEW`"));
     }
     if let Some((_, _, what)) = PACKED.iter().find(begins) {
-        return Some(format!("this is {what}, then name what comes out"));
+        return Some(format!("this is {what}, then pass the result"));
     }
     if is_lzma(head) {
         return Some(
-            "this is compressed with lzma: unpack it with `unlzma`, then name what comes out".to_owned(),
+            "this is compressed with lzma: decompress it with `unlzma`, then pass the result".to_owned(),
         );
     }
     if head.starts_with(b"\x7fELF") {
-        return Some("an ELF file, which is a program, a library or a kernel, and no disk".to_owned());
+        return Some("an ELF file, which is a program, a library or a kernel, not a disk".to_owned());
     }
-    is_web_page(head).then(|| "a web page, not an image: the download went wrong".to_owned())
+    is_web_page(head).then(|| "a web page, not an image: the download failed".to_owned())
 }
 
 /// Returns whether these bytes start a web page, such as a login or an error page in place of an
@@ -365,7 +362,7 @@ mod tests {
             std::fs::write(&image, bytes).unwrap();
             let text = refusal(&image);
             assert!(text.contains(what.split(':').next().unwrap()), "{text}");
-            let ways = ["convert -O qcow2", "unpack it with", "import it as an image"];
+            let ways = ["convert -O qcow2", "unpack it with", "decompress it with", "import it as an image"];
             assert!(ways.iter().any(|way| text.contains(way)), "{text}");
         }
     }
@@ -395,7 +392,7 @@ mod tests {
                     (refusal(&image), inspect_for("data_disks", &image).unwrap_err().to_string());
                 let said = if is_archive { "`tar -xf`" } else { "import it as an image" };
                 assert!(text.contains(said) && text.contains("compressed with"), "{program}: {text}");
-                assert!(other.contains("unpack it with"), "{other}");
+                assert!(other.contains("decompress it with"), "{other}");
             }
         }
     }
@@ -412,8 +409,8 @@ mod tests {
             (b"\xef\xbb\xbf  <HTML>".to_vec(), "a web page"),
             (b"<!-- 404 -->\n<html>no".to_vec(), "a web page"),
             (b"<?xml version='1.0'?><Error/>".to_vec(), "a web page"),
-            (b"{\"error\": \"not found\"}\n".to_vec(), "a JSON text"),
-            (b"\xef\xbb\xbf\n{}".to_vec(), "a JSON text"),
+            (b"{\"error\": \"not found\"}\n".to_vec(), "JSON, not an image"),
+            (b"\xef\xbb\xbf\n{}".to_vec(), "JSON, not an image"),
             ([&b"\x7fELF\x02\x01\x01"[..], &[0; 600]].concat(), "an ELF file"),
             (lzma(8 << 20, u64::MAX), "unlzma"),
             (lzma(12 << 20, 5 << 30), "unlzma"),
@@ -494,7 +491,7 @@ mod tests {
             let bytes = std::fs::read(&whole).unwrap();
             for percent in [1, 10, 50, 90, 98] {
                 std::fs::write(&cut, &bytes[..bytes.len() * percent / 100]).unwrap();
-                assert!(refusal(Path::new(&cut)).contains("cut off"), "{percent} %");
+                assert!(refusal(Path::new(&cut)).contains("truncated"), "{percent} %");
             }
         }
     }
@@ -517,7 +514,7 @@ mod tests {
 
         let external = format!("data_file={data}");
         assert!(qemu_img(&["create", "-q", "-f", "qcow2", "-o", &external, &image, "1M"]));
-        assert!(refusal(Path::new(&image)).contains("data lie in another file"));
+        assert!(refusal(Path::new(&image)).contains("data is in another file"));
     }
 
     #[test]

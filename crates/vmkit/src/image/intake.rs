@@ -213,7 +213,7 @@ impl IntakeBranches {
     /// Detects the format, and starts to decompress if needed.
     fn begin(&mut self, head: &[u8]) -> Result<()> {
         if is_web_page(head) {
-            return Err(Error::invalid("image", UNNAMED, "a web page came in the place of an image"));
+            return Err(Error::invalid("image", UNNAMED, "a web page, not an image"));
         }
         if let Some(packing) = ImageCompression::of(head) {
             self.disk_digest = None;
@@ -329,10 +329,11 @@ fn unpack(packing: ImageCompression, pieces: threads::Receiver<Bytes>, path: &Pa
     let damaged = |error: io::Error| {
         if needs_too_much_memory(&error) {
             let (name, most) = (packing.name(), MOST_WINDOW_BYTES >> 20);
-            let why = format!("what came can't be unpacked: its {name} needs more than {most} MiB of memory");
+            let why =
+                format!("the image can't be decompressed: its {name} needs more than {most} MiB of memory");
             return Error::invalid("image", UNNAMED, why);
         }
-        let why = format!("what came can't be unpacked as {}", packing.name());
+        let why = format!("the image can't be decompressed as {}", packing.name());
         Error::invalid("image", UNNAMED, why).with_source(error)
     };
     loop {

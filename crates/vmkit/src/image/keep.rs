@@ -45,13 +45,13 @@ impl LocalImages {
     ) -> Result<LocalImage> {
         let facts = inspect_from("image", &taken.disk, Some(origin))?;
         if is_text(&facts) {
-            tracing::warn!("{} is a text, and is taken as the bytes of a disk", name.source);
+            tracing::warn!("{} is a text file, and is used as a raw disk", name.source);
         }
         refuse_disc(&facts.path, &origin.shown)?;
         let found = of_disk(&facts).map_err(|error| origin.named(error))?;
         if let Some(found) = found.filter(|found| *found != name.arch) {
             let why =
-                format!("this is an image for {}, and {} was asked for", found.as_str(), name.arch.as_str());
+                format!("this is an image for {}, and {} was requested", found.as_str(), name.arch.as_str());
             return Err(Error::invalid("image", &name.name, why));
         }
         let id = taken.disk_digest.clone();
@@ -140,7 +140,7 @@ impl LocalImages {
         let found = found.await?;
         // The caller has the result, even if it can't be recorded.
         if let Err(error) = mark(&self.dir(id).join(DAMAGED), found != *id) {
-            tracing::warn!(%error, "cannot write down how an image was found");
+            tracing::warn!(%error, "cannot record how an image was found");
         }
         Ok(found)
     }

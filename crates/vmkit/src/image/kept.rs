@@ -48,7 +48,7 @@ pub struct LocalName {
     version: u32,
     /// The name: of the catalogue, of an import, or an address.
     pub name: String,
-    /// The architecture that was asked for.
+    /// The architecture that was requested.
     pub arch: Arch,
     /// The image of that name.
     pub image: Digest,

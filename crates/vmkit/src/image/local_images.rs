@@ -130,7 +130,7 @@ impl LocalImages {
         };
         let is_identity = match &query.target {
             QueryTarget::Identity(digits) if digits.len() < LEAST_DIGITS => {
-                let why = "an identity is named by at least 6 of its digits";
+                let why = "at least 6 digits of the identity are needed";
                 return Err(Error::invalid("image", text, why));
             }
             QueryTarget::Identity(_) => true,
@@ -139,9 +139,11 @@ impl LocalImages {
         let found: Vec<LocalImage> = images.into_iter().filter(is_meant).collect();
         match found.len() {
             0 => Err(Error::not_found(Subject::Image, text)),
-            several @ 2.. if is_identity => {
-                Err(Error::invalid("image", text, format!("{several} images begin so: write more digits")))
-            }
+            several @ 2.. if is_identity => Err(Error::invalid(
+                "image",
+                text,
+                format!("{several} images start with these digits: write more"),
+            )),
             _ => Ok(found),
         }
     }
@@ -162,7 +164,7 @@ impl LocalImages {
             }
             let (Some(lock), Some(image)) = (lock, self.read(&kept.image)?) else { return Ok(None) };
             if !self.is_sound(&image) {
-                tracing::warn!("image `{}` is damaged, and is used all the same", kept.name);
+                tracing::warn!("image `{}` is damaged, and is used anyway", kept.name);
             }
             let facts = inspect(&image.facts.path)?;
             let firmware = match kept.firmware {
@@ -196,7 +198,7 @@ impl LocalImages {
         let (arch, firmware) = (of_disk(&facts)?, firmware_of_disk(&facts)?);
         let name = path.display().to_string();
         if is_text(&facts) {
-            tracing::warn!("{name} is a text, and is taken as the bytes of a disk");
+            tracing::warn!("{name} is a text file, and is used as a raw disk");
         }
         Ok(ImageInUse { name, facts, id, arch, user: None, firmware, _lock: lock })
     }

@@ -115,10 +115,7 @@ fn skip_zeros(mut packed: impl BufRead) -> io::Result<()> {
             return Ok(());
         }
         if bytes.iter().any(|byte| *byte != 0) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "something that is not gzip lies behind its end",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "data that is not gzip follows its end"));
         }
         let count = bytes.len();
         packed.consume(count);

@@ -188,7 +188,7 @@ fn parse(field: &'static str, text: &str) -> Result<ProxyAddress> {
     };
     let mut url: Url = url.map_err(|_| refused())?;
     if !SCHEMES.contains(&url.scheme()) {
-        let why = format!("vmkit knows no proxy of this scheme (expected {expected})");
+        let why = format!("vmkit does not support proxies of this scheme (expected {expected})");
         return Err(Error::invalid(field, format!("{}://…", url.scheme()), why));
     }
     if url.host_str().is_none_or(str::is_empty) {
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn a_proxy_that_is_none_is_refused_by_its_variable_without_its_password() {
         for (text, said) in [
-            ("ftp://me:pw@p", "https_proxy: \"ftp://…\": vmkit knows no proxy of this scheme"),
+            ("ftp://me:pw@p", "https_proxy: \"ftp://…\": vmkit does not support proxies of this scheme"),
             ("http://", "https_proxy: \"…\": it can't be read"),
             ("http://me:pw@p:99999", "https_proxy: \"…\": it can't be read"),
             ("a b", "https_proxy: \"…\": it can't be read"),

@@ -92,33 +92,33 @@ impl Qcow2Header {
 pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String> {
     let fields = HeaderFields(bytes);
     if bytes.get(..4) != Some(&MAGIC) {
-        return Err("it does not begin as a qcow2 image does".to_owned());
+        return Err("it does not start with the header of a qcow2 image".to_owned());
     }
     let version = fields.u32(4)?;
     let (header_bytes, incompatible) = match version {
         2 => (V2_HEADER_BYTES, 0),
         3 => (fields.u32(100)?, fields.u64(72)?),
         1 => return Err("it is a qcow image of version 1, which is too old".to_owned()),
-        other => return Err(format!("its qcow2 version is {other}, and only 2 and 3 are known")),
+        other => return Err(format!("its qcow2 version is {other} (expected 2 or 3)")),
     };
     let unknown = incompatible & !INCOMPATIBLE_KNOWN;
     if unknown != 0 {
-        return Err(format!("it needs features that are not known (incompatible_features {unknown:#x})"));
+        return Err(format!("it needs unknown features (incompatible_features {unknown:#x})"));
     }
     let cluster_bits = fields.u32(20)?;
     if !(9..=21).contains(&cluster_bits) {
-        return Err(format!("its cluster_bits is {cluster_bits}, and 9 to 21 is right"));
+        return Err(format!("its cluster_bits is {cluster_bits} (expected 9 to 21)"));
     }
     let least = if version == 2 { V2_HEADER_BYTES } else { V3_HEADER_BYTES };
     if header_bytes < least || u64::from(header_bytes) > 1 << cluster_bits {
-        return Err(format!("its header_length is {header_bytes}, and {least} to one cluster is right"));
+        return Err(format!("its header_length is {header_bytes} (expected {least} to one cluster)"));
     }
     // Without the bit the field may be missing.
     let compression = match incompatible & INCOMPATIBLE_COMPRESSION {
         0 => ClusterCompression::Deflate,
         _ => match fields.bytes(104, 105)? {
             [1] => ClusterCompression::Zstandard,
-            other => return Err(format!("its compression_type is {}, and 1 is right", other[0])),
+            other => return Err(format!("its compression_type is {} (expected 1)", other[0])),
         },
     };
     let header = Qcow2Header {
@@ -137,7 +137,7 @@ pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> Result<Qcow2Header, String
     if version == 3 {
         let order = fields.u32(96)?;
         if order > 6 {
-            return Err(format!("its refcount_order is {order}, and 0 to 6 is right"));
+            return Err(format!("its refcount_order is {order} (expected 0 to 6)"));
         }
     }
     check_refcount_table(&header, fields.u64(48)?, fields.u32(56)?, file_bytes)?;
@@ -157,10 +157,10 @@ fn backing(
     }
     if length > MAX_BACKING_NAME_BYTES {
         let most = MAX_BACKING_NAME_BYTES;
-        return Err(format!("its backing file's name has {length} bytes, and at most {most} are right"));
+        return Err(format!("its backing file's name has {length} bytes (expected at most {most})"));
     }
     let end = offset.checked_add(length.into()).filter(|&end| end <= 1 << cluster_bits);
-    let end = end.ok_or("its backing file's name lies outside the first cluster")?;
+    let end = end.ok_or("its backing file's name is outside the first cluster")?;
     let name = fields.bytes(offset, end)?.to_vec();
     let mut at = u64::from(header_bytes);
     let mut format = None;
@@ -190,7 +190,7 @@ fn check_refcount_table(
     let bytes = u64::from(clusters) * header.cluster_bytes();
     if bytes == 0 || bytes > MAX_REFCOUNT_TABLE_BYTES {
         let most = MAX_REFCOUNT_TABLE_BYTES;
-        return Err(format!("its refcount table has {bytes} bytes, and 1 to {most} are right"));
+        return Err(format!("its refcount table has {bytes} bytes (expected 1 to {most})"));
     }
     check_table(header, "refcount table", offset, bytes, file_bytes)
 }
@@ -198,7 +198,7 @@ fn check_refcount_table(
 fn check_l1_table(header: &Qcow2Header, file_bytes: u64) -> Result<(), String> {
     let bytes = u64::from(header.l1_entries) * 8;
     if bytes > MAX_L1_BYTES {
-        return Err(format!("its L1 table has {bytes} bytes, and at most {MAX_L1_BYTES} are right"));
+        return Err(format!("its L1 table has {bytes} bytes (expected at most {MAX_L1_BYTES})"));
     }
     let needed = header.virtual_size_bytes.div_ceil(header.bytes_per_l1_entry());
     if u64::from(header.l1_entries) < needed {
@@ -219,12 +219,12 @@ fn check_table(
     file_bytes: u64,
 ) -> Result<(), String> {
     if offset == 0 || !offset.is_multiple_of(header.cluster_bytes()) {
-        return Err(format!("its {what} begins at byte {offset}, which is not where a cluster begins"));
+        return Err(format!("its {what} starts at byte {offset}, which is not the start of a cluster"));
     }
     match offset.checked_add(bytes) {
         Some(end) if end <= file_bytes => Ok(()),
         _ => Err(format!(
-            "it is cut off: its {what} lies at bytes {offset} to {}, and the file has {file_bytes}",
+            "it is truncated: its {what} is at bytes {offset} to {}, and the file has {file_bytes}",
             offset.saturating_add(bytes)
         )),
     }
@@ -272,7 +272,7 @@ pub(super) fn check_l2_table(l2_table: &[u8], header: &Qcow2Header, file_bytes: 
             entry & OFFSET_MASK
         };
         if offset >= file_bytes {
-            return Err(format!("it is cut off: data lie at byte {offset}, and the file has {file_bytes}"));
+            return Err(format!("it is truncated: data is at byte {offset}, and the file has {file_bytes}"));
         }
     }
     Ok(())
@@ -304,7 +304,7 @@ impl HeaderFields<'_> {
     fn bytes(&self, from: u64, to: u64) -> Result<&[u8], String> {
         let range = usize::try_from(from).ok().zip(usize::try_from(to).ok());
         let found = range.and_then(|(from, to)| self.0.get(from..to));
-        found.ok_or_else(|| format!("it is cut off: it ends before byte {to} of its header"))
+        found.ok_or_else(|| format!("it is truncated: it ends before byte {to} of its header"))
     }
 
     fn u32(&self, at: u64) -> Result<u32, String> {
@@ -374,7 +374,7 @@ mod tests {
         let eight = |value: u64| value.to_be_bytes().to_vec();
         for (at, value, reason) in [
             (0, b"QFI".to_vec(), ""),
-            (0, four(7), "does not begin as"),
+            (0, four(7), "does not start with"),
             (4, four(1), "version 1"),
             (4, four(9), "version is 9"),
             (20, four(8), "cluster_bits is 8"),
@@ -382,10 +382,10 @@ mod tests {
             (24, eight(u64::MAX), "needs"),
             (36, four(u32::MAX), "at most 33554432"),
             (36, four(1), "needs 2"),
-            (40, eight(65537), "not where a cluster begins"),
-            (40, eight(0), "not where a cluster begins"),
-            (40, eight(!0xFFFF), "cut off"),
-            (48, eight(65536 * 4), "cut off"),
+            (40, eight(65537), "not the start of a cluster"),
+            (40, eight(0), "not the start of a cluster"),
+            (40, eight(!0xFFFF), "truncated"),
+            (48, eight(65536 * 4), "truncated"),
             (56, four(0), "refcount table has 0"),
             (56, four(u32::MAX), "refcount table has"),
             (72, eight(1 << 40), "incompatible_features 0x10000000000"),
@@ -405,14 +405,17 @@ mod tests {
         let mut bytes = sound();
         put(&mut bytes, 8, &200u64.to_be_bytes());
         put(&mut bytes, 16, &1024u32.to_be_bytes());
-        assert!(parse(&bytes, FILE_BYTES).unwrap_err().contains("1024 bytes, and at most 1023"));
+        assert!(parse(&bytes, FILE_BYTES).unwrap_err().contains("1024 bytes (expected at most 1023"));
     }
 
     #[test]
     fn a_header_that_is_cut_off_is_refused_at_every_length() {
         for length in 0..104 {
             let problem = parse(&sound()[..length], length as u64).unwrap_err();
-            assert!(problem.contains("cut off") || problem.contains("does not begin"), "{length}: {problem}");
+            assert!(
+                problem.contains("truncated") || problem.contains("does not start"),
+                "{length}: {problem}"
+            );
         }
     }
 
@@ -421,7 +424,7 @@ mod tests {
         let header = parse(&sound(), FILE_BYTES).unwrap();
         let l1 = [0, 65536u64 | 1 << 63].map(u64::to_be_bytes).concat();
         assert_eq!(furthest_l2_table(&l1, &header, FILE_BYTES), Ok(Some(65536)));
-        assert!(furthest_l2_table(&l1, &header, 65536).unwrap_err().contains("cut off"));
+        assert!(furthest_l2_table(&l1, &header, 65536).unwrap_err().contains("truncated"));
         for (entry, sound) in [
             (0, true),
             (3 * 65536, true),

@@ -81,10 +81,10 @@ impl FromStr for ImageRef {
     fn from_str(text: &str) -> Result<Self> {
         let refused = |why: &str| Err(invalid(text, why));
         if text.is_empty() {
-            return refused("name an image, such as debian:12, a file or an address");
+            return refused("expected an image, such as debian:12, a file or a URL");
         }
         if text.contains(char::is_control) {
-            return refused("control characters have no place in the name of an image");
+            return refused("an image's name has no control characters");
         }
         let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
         match scheme.as_deref() {
@@ -94,7 +94,7 @@ impl FromStr for ImageRef {
             Some(scheme) if text[scheme.len()..].starts_with("://") => {
                 let why = match scheme {
                     "docker" => "write oci://REGISTRY/NAME:TAG for an image in a registry",
-                    _ => "an address begins with https://, http://, file:// or oci://",
+                    _ => "a URL starts with https://, http://, file:// or oci://",
                 };
                 return refused(why);
             }
@@ -223,27 +223,27 @@ impl FromStr for ImageUrl {
             None => (text, None),
         };
         let Some((scheme, rest)) = url.split_once("://") else {
-            return refused("an address begins with https:// or http://");
+            return refused("a URL starts with https:// or http://");
         };
         let scheme = scheme.to_ascii_lowercase();
         if !matches!(scheme.as_str(), "http" | "https") {
-            return refused("an address begins with https:// or http://");
+            return refused("a URL starts with https:// or http://");
         }
         let host = rest.split(['/', '?']).next().unwrap_or_default();
         if host.is_empty() {
-            return refused("there is no server in this address: write https://SERVER/PATH");
+            return refused("this URL has no server: write https://SERVER/PATH");
         }
         if host.contains('@') {
-            return refused("a password has no place in an address, which is kept and shown");
+            return refused("a URL can't have a password, since it is stored and shown");
         }
         if rest.contains(char::is_whitespace) {
-            return refused("a blank in an address is written %20");
+            return refused("a space in a URL is written %20");
         }
         let digest = match fragment {
             None | Some("") => None,
             Some(fragment) => match fragment.split_once('=').map(|(kind, hex)| Digest::new(kind, hex)) {
                 Some(Some(digest)) => Some(digest),
-                _ => return refused("behind # stands what must come: sha256=HEX or sha512=HEX, whole"),
+                _ => return refused("after # write the whole checksum, sha256=HEX or sha512=HEX"),
             },
         };
         Ok(Self { url: format!("{scheme}://{rest}"), digest })
@@ -320,7 +320,7 @@ impl FromStr for OciRef {
                 let parsed = digest.split_once(':').and_then(|(kind, hex)| Digest::new(kind, hex));
                 match parsed {
                     Some(digest) => (path, Some(digest)),
-                    None => return refused("behind @ stands the manifest's digest: sha256:HEX, whole"),
+                    None => return refused("after @ write the manifest's whole digest, sha256:HEX"),
                 }
             }
             None => (path, None),
@@ -411,15 +411,14 @@ fn file_url(text: &str) -> Result<ImageRef> {
         None => path,
     };
     if !path.starts_with('/') {
-        return Err(invalid(text, "a file's address has its whole path: write file:///PATH"));
+        return Err(invalid(text, "a file's URL has its absolute path: write file:///PATH"));
     }
     let decoded = percent_decoded(path).and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.filter(|path| !path.contains(char::is_control)) {
         Some(path) => Ok(ImageRef::Path(path.into())),
-        None => Err(invalid(
-            text,
-            "in an address, % is followed by two hexadecimal digits, and all is plain UTF-8",
-        )),
+        None => {
+            Err(invalid(text, "in a URL, % is followed by two hexadecimal digits, and the result is UTF-8"))
+        }
     }
 }
 

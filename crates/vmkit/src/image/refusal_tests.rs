@@ -44,7 +44,7 @@ fn refused(dir: &Path) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("backed.qcow2.gz", packed("gz", &backed), "only the difference to \"base.raw\" (raw)"),
         ("encrypted.qcow2", qcow2(dir, |bytes| bytes[35] = 2), "an encrypted qcow2"),
         ("corrupt.qcow2", qcow2(dir, |bytes| bytes[79] = 2), "marked corrupt"),
-        ("data.qcow2", qcow2(dir, |bytes| bytes[79] = 4), "data lie in another file"),
+        ("data.qcow2", qcow2(dir, |bytes| bytes[79] = 4), "data is in another file"),
         ("short.qcow2", qcow2(dir, |bytes| bytes.truncate(5000)), "can't be used"),
         ("a.vmdk", marked(b"KDMV"), "VMDK"),
         ("a.vhdx", marked(b"vhdxfile"), "VHDX"),
@@ -55,12 +55,12 @@ fn refused(dir: &Path) -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("a.lzma", [&b"\x5d\0\0\x80\0"[..], &[255; 8], &[7; 5000]].concat(), "unlzma"),
         ("vmlinux", marked(b"\x7fELF"), "an ELF file"),
         ("empty.img", Vec::new(), "the file is empty"),
-        ("cut.gz", packed("gz", &self::disk(300_000))[..100_000].to_vec(), "can't be unpacked as gzip"),
-        ("cut.xz", packed("xz", &self::disk(300_000))[..100_000].to_vec(), "can't be unpacked as xz"),
+        ("cut.gz", packed("gz", &self::disk(300_000))[..100_000].to_vec(), "can't be decompressed as gzip"),
+        ("cut.xz", packed("xz", &self::disk(300_000))[..100_000].to_vec(), "can't be decompressed as xz"),
         ("page.img", b"<!DOCTYPE html><p>no</p>".repeat(50), "a web page"),
         ("comment.img", b"<!-- so -->\n<html>no</html>".to_vec(), "a web page"),
         ("page.img.gz", packed("gz", &b"<!DOCTYPE html><p>no</p>".repeat(50)), "a web page"),
-        ("error.json", br#"{"errors": [{"code": "DENIED"}]}"#.to_vec(), "a JSON text"),
+        ("error.json", br#"{"errors": [{"code": "DENIED"}]}"#.to_vec(), "JSON, not an image"),
     ]
 }
 
@@ -106,7 +106,7 @@ async fn zeros_behind_the_end_of_gzip_are_padding_and_other_bytes_are_not() {
     for behind in [&b"\0\0x"[..], b"x", &packed("gz", b"y")[..9]] {
         fs::write(&file, [&members[..], behind].concat()).unwrap();
         let error = import(&scene, &file).await.unwrap_err().to_string();
-        assert!(error.contains("can't be unpacked as gzip"), "{error}");
+        assert!(error.contains("can't be decompressed as gzip"), "{error}");
     }
 }
 

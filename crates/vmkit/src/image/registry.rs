@@ -161,9 +161,7 @@ impl RegistrySession<'_> {
         if let Some(wanted) = digest {
             let found = Hasher::digest(wanted.algorithm(), &bytes);
             if found != *wanted {
-                return Err(untrusted(format!(
-                    "its manifest hashes to {found}, and has to hash to {wanted}"
-                )));
+                return Err(untrusted(format!("its manifest has the digest {found} (expected {wanted})")));
             }
         }
         serde_json::from_slice(&bytes)
@@ -212,7 +210,7 @@ impl RegistrySession<'_> {
         let realm = parameter("realm").unwrap_or_default();
         // A password is not sent over a connection that others can listen on.
         if !realm.starts_with("https://") && !self.base().starts_with("http://") {
-            return Err(untrusted("it wants the password shown without TLS"));
+            return Err(untrusted("it requests the password without TLS"));
         }
         let mut query = format!("scope={}", escaped(&format!("repository:{}:pull", self.repository())));
         if let Some(service) = parameter("service") {
@@ -235,7 +233,7 @@ impl RegistrySession<'_> {
         };
         let token: BearerToken =
             serde_json::from_slice(&answer).map_err(|_| untrusted("its token can't be read"))?;
-        let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it gave no token"))?;
+        let token = token.token.or(token.access_token).ok_or_else(|| untrusted("it returned no token"))?;
         Ok(format!("Bearer {token}"))
     }
 }
@@ -259,16 +257,15 @@ fn disk_of(manifest: &OciManifest) -> Result<&OciDescriptor, String> {
     };
     let plain: Vec<&OciDescriptor> = manifest.layers.iter().filter(|layer| !is_container(layer)).collect();
     match plain[..] {
-        [] if manifest.layers.is_empty() => Err("there is nothing in it".to_owned()),
-        [] => Err("this is an image of a container, not the disk of a machine: unpack the disk that may lie in it, \
-                   and push that, as `oras push NAME:TAG disk.qcow2` does"
+        [] if manifest.layers.is_empty() => Err("it is empty".to_owned()),
+        [] => Err("this is a container image, not a disk image: extract the disk that may be in it, and push that, as `oras push NAME:TAG disk.qcow2` does"
             .to_owned()),
         [disk] => Ok(disk),
         _ => {
             let disks: Vec<&&OciDescriptor> = plain.iter().filter(|layer| is_disk(layer)).collect();
             match disks[..] {
                 [disk] => Ok(disk),
-                _ => Err(format!("it has {} files, and which one is the disk can't be told", plain.len())),
+                _ => Err(format!("it has {} files, and which of them is the disk is unknown", plain.len())),
             }
         }
     }
@@ -277,7 +274,7 @@ fn disk_of(manifest: &OciManifest) -> Result<&OciDescriptor, String> {
 fn checked(image: &OciRef, digest: &str) -> Result<Digest> {
     let parsed = digest.split_once(':').and_then(|(kind, hex)| Digest::new(kind, hex));
     parsed.ok_or_else(|| {
-        Error::untrusted(image.to_string(), format!("its manifest has the digest {digest:?}, which is none"))
+        Error::untrusted(image.to_string(), format!("its manifest has the invalid digest {digest:?}"))
     })
 }
 
@@ -378,9 +375,9 @@ mod tests {
             (&[("application/octet-stream", "a")][..], Ok("sha256:a")),
             (&[("text/plain", "README.md"), ("x/y", "d.qcow2")], Ok("sha256:d.qcow2")),
             (&[("x/config", "a"), ("application/vnd.cirruslabs.tart.disk.v1", "b")], Ok("sha256:b")),
-            (&[("x/y", "a.raw"), ("x/y", "b.raw")], Err("which one is the disk")),
-            (&[(tar, "rootfs")], Err("image of a container")),
-            (&[], Err("nothing in it")),
+            (&[("x/y", "a.raw"), ("x/y", "b.raw")], Err("which of them is the disk")),
+            (&[(tar, "rootfs")], Err("a container image")),
+            (&[], Err("it is empty")),
         ] {
             let manifest = manifest(layers);
             let found = disk_of(&manifest).map(|disk| disk.digest.as_str());

@@ -99,7 +99,7 @@ impl HttpFetcher {
         let is_page = is_web_page(&answer.headers);
         let body = answer.body(url)?;
         if is_page {
-            return Err(fetch_error(url, "the server answered with a web page"));
+            return Err(fetch_error(url, "the server replied with a web page"));
         }
         Ok(body)
     }
@@ -170,7 +170,7 @@ impl HttpFetcher {
         while let Some(bytes) = self.next(url, &mut response).await? {
             body.extend_from_slice(&bytes);
             if body.len() > most_bytes {
-                let problem = format!("more than {most_bytes} bytes came, and this should be a small file");
+                let problem = format!("the server sent more than {most_bytes} bytes for a small file");
                 return Err(AttemptFailure::Final(fetch_error(url, &problem)));
             }
         }
@@ -223,8 +223,8 @@ impl HttpFetcher {
         let through = error.url().map_or_else(String::new, |url| self.through_what(url));
         let problem = match () {
             () if error.is_connect() => format!("the server can't be reached{through}"),
-            () if error.is_redirect() => "it leads somewhere that is not followed".to_owned(),
-            () if error.is_builder() => "this is no address".to_owned(),
+            () if error.is_redirect() => "it redirects to a URL that is not followed".to_owned(),
+            () if error.is_builder() => "this is not a URL".to_owned(),
             () => format!("the connection{through} broke"),
         };
         Error::Fetch {
@@ -314,11 +314,11 @@ pub(super) fn with(request: RequestBuilder, authorization: Option<&str>) -> Requ
 /// Returns why a redirect to this address is not followed, if it is not.
 fn refusal_to_follow(before: &[Url], next: &Url) -> Option<String> {
     if before.len() > MOST_REDIRECTS {
-        return Some(format!("it leads on and on, {MOST_REDIRECTS} times and more"));
+        return Some(format!("it redirects more than {MOST_REDIRECTS} times"));
     }
     let was_safe = before.last().is_some_and(|url| url.scheme() == "https");
     (was_safe && next.scheme() != "https")
-        .then(|| "it leads from https:// to an address that is not safe".to_owned())
+        .then(|| "it redirects from https:// to a URL without TLS".to_owned())
 }
 
 /// Returns the server's authentication challenge, if it refused for lack of one; none after a
@@ -362,12 +362,12 @@ pub(super) fn refusal(url: &str, status: StatusCode) -> Error {
     let problem = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE => "there is no such file on the server".to_owned(),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            format!("the server does not give it to everybody ({status})")
+            format!("the server refuses it without a login ({status})")
         }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-            format!("the proxy wants a login ({status}; expected USER:PASSWORD@ before its host)")
+            format!("the proxy requires a login ({status}; expected USER:PASSWORD@ before its host)")
         }
-        _ => format!("the server answered {status}"),
+        _ => format!("the server replied {status}"),
     };
     Error::Fetch { url: shown(url), problem, status: Some(status.as_u16()), source: None }
 }

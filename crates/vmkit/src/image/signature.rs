@@ -70,7 +70,7 @@ pub(super) fn verify_detached<R: Read>(
 /// As for [`verify_detached`].
 pub(super) fn verify_inline(text: &[u8], keys: &[Certificate], now: u64) -> Result<(String, String), String> {
     let (message, _) = CleartextSignedMessage::from_armor(text)
-        .map_err(|error| format!("there is no signature in it that can be read: {error}"))?;
+        .map_err(|error| format!("no signature in it can be read: {error}"))?;
     let signed = message.signed_text();
     let signatures: Vec<&Signature> = message.signatures().iter().collect();
     let fingerprint =
@@ -106,15 +106,15 @@ fn trusted(
     }
     let over_data: Vec<&&Signature> = signatures.iter().filter(|one| is_over_data(one)).collect();
     if over_data.is_empty() {
-        return Err("what is there is a signature over something else than a file".to_owned());
+        return Err("its signature is not one of a file".to_owned());
     }
     let strong: Vec<&&Signature> = over_data.into_iter().filter(|one| is_strong(one)).collect();
     if strong.is_empty() {
-        return Err("it is signed by a hash that can be forged".to_owned());
+        return Err("it is signed with a hash that can be forged".to_owned());
     }
     let has_expired: Vec<bool> = strong.iter().map(|one| has_expired(one, now)).collect();
     if has_expired.iter().all(|has| *has) {
-        return Err("the signature has expired: its publisher has to sign anew".to_owned());
+        return Err("the signature has expired: its publisher has to sign it again".to_owned());
     }
     let strong: Vec<&&Signature> =
         strong.into_iter().zip(has_expired).filter(|(_, has)| !has).map(|(one, _)| one).collect();
@@ -134,8 +134,8 @@ fn trusted(
         .flat_map(|one| one.issuer_key_id())
         .map(|id| id.to_string().to_uppercase())
         .collect();
-    let by = if by.is_empty() { "nobody it names".to_owned() } else { by.join(", ") };
-    Err(format!("no good signature by {}; it is signed by {by}", wanted.join(" or ")))
+    let by = if by.is_empty() { "a key that it does not name".to_owned() } else { by.join(", ") };
+    Err(format!("no valid signature by {}; it is signed by {by}", wanted.join(" or ")))
 }
 
 impl Certificate {
@@ -149,7 +149,7 @@ impl Certificate {
             .map_err(|error| format!("the key {of} can't be read: {error}"))?;
         let found = hex(key.fingerprint().as_bytes()).to_uppercase();
         if found != *of {
-            return Err(format!("the key {of} is not that one, but {found}"));
+            return Err(format!("the key {of} has another fingerprint, {found}"));
         }
         if !key.details.revocation_signatures.is_empty() {
             return Err(format!("the key {of} is revoked"));
@@ -275,7 +275,7 @@ mod tests {
         let mut changed = SUMS.to_vec();
         changed[0] = b'c';
         for (signature, data, fingerprint, why) in [
-            (&fixture!("one.sig")[..], &changed[..], ONE, "no good signature by 5A88DABF"),
+            (&fixture!("one.sig")[..], &changed[..], ONE, "no valid signature by 5A88DABF"),
             (fixture!("one.sig"), SUMS, TWO, "it is signed by 9CE137947B24AC90"),
             (fixture!("revoked.sig"), SUMS, REVOKED, "is revoked"),
             (fixture!("sha1.sig"), SUMS, TWO, "can be forged"),
@@ -311,13 +311,13 @@ mod tests {
         // What the key signed of itself is none over a file.
         let of_key = key(SHORT).unwrap().key.details.users[0].signatures[0].clone();
         let refusal = trusted(&[&of_key], &[key(SHORT).unwrap()], NOW, |_, _| true).unwrap_err();
-        assert!(refusal.contains("over something else than a file"), "{refusal}");
+        assert!(refusal.contains("not one of a file"), "{refusal}");
     }
 
     #[test]
     fn a_key_must_be_the_one_it_is_said_to_be() {
         let refusal = Certificate::read(TWO, fixture!("one.pub")).unwrap_err();
-        assert!(refusal.contains("is not that one, but 5A88DABF"), "{refusal}");
+        assert!(refusal.contains("has another fingerprint, 5A88DABF"), "{refusal}");
     }
 
     #[test]

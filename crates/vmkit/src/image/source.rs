@@ -49,7 +49,7 @@ impl PullSource {
         }
     }
 
-    /// Returns the name for errors: as the image was asked for, or the catalogue's address.
+    /// Returns the name for errors: as the image was requested, or the catalogue's address.
     pub(super) fn origin(&self) -> ImageOrigin {
         let shown = match &self.registry {
             Some((image, _)) => image.to_string(),
@@ -69,7 +69,7 @@ impl PullSource {
     pub(super) async fn check(&self, found: &Digest, download: &Path, dir: &Path) -> Result<Verification> {
         if let Some(wanted) = self.digest.as_ref().filter(|wanted| *wanted != found) {
             let problem = format!(
-                "it hashes to {found}, and has to hash to {wanted}: it was damaged on its way, or replaced"
+                "its checksum is {found} (expected {wanted}): it was damaged in transit, or replaced"
             );
             return Err(Error::untrusted(self.url.clone(), problem));
         }

@@ -248,8 +248,7 @@ impl ImageStore {
             ImageRef::Url(url) => (PullSource::of_url(url), None, None),
             ImageRef::Oci(oci) => (self.fetcher.registry().source(oci, arch).await?, None, None),
             ImageRef::Path(path) => {
-                let why =
-                    "this is a file: it is used where it lies, or kept under a name with `image import`";
+                let why = "this is a file: it is used in place, or `image import` stores it under a name";
                 return Err(Error::invalid("image", path.display(), why));
             }
         };
@@ -336,7 +335,7 @@ impl ImageStore {
             return Err(Error::invalid(
                 "image",
                 name,
-                format!("it is kept for {other}, and {asked} was asked for"),
+                format!("it is stored for {other}, and {asked} was requested"),
             ));
         }
         let others = || kept().filter_map(|kept| ImageName::new(&kept.name).ok()).collect();
@@ -398,7 +397,7 @@ fn check_arch(path: &Path, found: Option<Arch>, asked: Arch) -> Result<()> {
     match found.filter(|found| *found != asked) {
         Some(found) => {
             let why =
-                format!("this is an image for {}, and {} was asked for", found.as_str(), asked.as_str());
+                format!("this is an image for {}, and {} was requested", found.as_str(), asked.as_str());
             Err(Error::invalid("image", path.display(), why))
         }
         None => Ok(()),

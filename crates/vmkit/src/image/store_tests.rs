@@ -127,7 +127,12 @@ async fn an_image_that_a_vm_hangs_on_is_not_removed() {
     for text in ["mine".to_owned(), kept.id.to_string()] {
         let error = store.remove(&text, None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
-        assert!(error.to_string().contains("image `mine`: the disks of VMs `data`, `root` hang"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("image `mine`: it is the backing file of the disks of the VMs `data`, `root`"),
+            "{error}"
+        );
     }
     assert_eq!(store.prune(true).await.unwrap().0, 0);
 

@@ -69,7 +69,7 @@ impl ServedFile {
     }
 }
 
-/// What was asked for.
+/// What was requested.
 #[derive(Debug, Clone)]
 pub(super) struct ReceivedRequest {
     pub(super) path: String,
@@ -197,7 +197,7 @@ async fn answer(
     stream.flush().await
 }
 
-/// Returns how an answer begins, and what of the page it has: all, or the part that was asked for.
+/// Returns how an answer begins, and what of the page it has: all, or the part that was requested.
 fn part<'a>(page: &'a ServedFile, headers: &BTreeMap<String, String>) -> (String, &'a [u8]) {
     let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
     let is_careless = matches!(page.oddity, RangeFault::NoIfRange | RangeFault::NoIfRangeNorEtag);

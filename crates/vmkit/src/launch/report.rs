@@ -79,7 +79,7 @@ pub struct LaunchFailed {
 
 impl fmt::Display for LaunchFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the launch stopped at the stage {}", self.stage)
+        write!(f, "the launch failed at the stage {}", self.stage)
     }
 }
 

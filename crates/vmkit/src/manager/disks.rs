@@ -56,7 +56,8 @@ impl<H: Backend + 'static> VmManager<H> {
             for image in files_below(self.home().images()).filter(|path| path.is_dir()) {
                 if let Some((path, _)) = files_of(&image).find(|(_, id)| *id == file.id) {
                     let why = format!(
-                        "this is a local image{}, which VMs are made from and nothing writes to: add `:ro` to read it only, or copy it",
+                        "this is a local image{}, which VMs are created from and nothing writes to: add \
+                         `:ro` to make it read-only, or copy it",
                         named(&path, &file.path)
                     );
                     return Err(Error::invalid(file.used.field(), file.path.display(), why));
@@ -113,14 +114,16 @@ fn refuse_of_other(wanted: &[DiskFile], name: &VmName, other: &[DiskFile]) -> Re
         let spelling = named(&theirs.path, &file.path);
         let why = match theirs.used {
             DiskUse::Written => format!(
-                "the VM `{name}` has this file as a data disk{spelling} and writes to it, so no disk can be made on it: copy it first"
+                "the VM `{name}` has this file as a data disk{spelling} and writes to it, so it can't be a \
+                 backing file: copy it first"
             ),
             DiskUse::Disc => format!(
-                "the VM `{name}` has this file in its CD-ROM drive{spelling}, so nothing may write to it: add `:ro` to read it only"
+                "the VM `{name}` has this file in its CD-ROM drive{spelling}, so nothing may write to it: \
+                 add `:ro` to make it read-only"
             ),
             DiskUse::Base | DiskUse::Read => format!(
-                "the disk of the VM `{name}` is made on this image{spelling}, so nothing may write to it: add `:ro` to read it \
-                 only, or copy it"
+                "the disk of the VM `{name}` has this image as its backing file{spelling}, so nothing may \
+                 write to it: add `:ro` to make it read-only, or copy it"
             ),
         };
         return Err(Error::invalid(file.used.field(), file.path.display(), why));

@@ -133,8 +133,7 @@ impl<H: Backend + 'static> VmManager<H> {
     async fn live_ssh_address(&self, vm: &VmHandle) -> Result<SocketAddr> {
         self.ssh_address(vm).await?.ok_or_else(|| Error::Ssh {
             target: vm.name().to_string(),
-            problem: "the guest's address is not known, and no port of the host leads to its SSH server"
-                .to_owned(),
+            problem: "the guest's address is not known, and no forward leads to its SSH server".to_owned(),
             source: None,
         })
     }

@@ -19,7 +19,7 @@ impl FirstPackets {
         let neighbours = super::netlink::NeighbourWatch::watch(mac);
         Self {
             neighbours: neighbours
-                .inspect_err(|error| tracing::debug!(%error, "new neighbours are not told of"))
+                .inspect_err(|error| tracing::debug!(%error, "new neighbours are not reported"))
                 .ok(),
         }
     }

@@ -165,8 +165,8 @@ async fn bounded<T>(
         Ok(Err(rtnetlink::Error::NetlinkError(message))) => {
             Ok(Err(Errno::from_raw_os_error(message.raw_code().saturating_abs())))
         }
-        Ok(Err(other)) => Err(Error::host("netlink", format!("unexpected answer: {other}"))),
-        Err(_) => Err(Error::timed_out("the kernel's answer about its network interfaces", DEADLINE)),
+        Ok(Err(other)) => Err(Error::host("netlink", format!("unexpected reply: {other}"))),
+        Err(_) => Err(Error::timed_out("the kernel's reply about its network interfaces", DEADLINE)),
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevic
         tracing::warn!(%bridge, "the bridge is down: nothing passes through it until it is set up");
     }
     let tun = OpenOptions::new().read(true).write(true).open(TUN).map_err(lacking)?;
-    step("make the tap").map_err(Error::io("make a tap with", TUN))?;
+    step("make the tap").map_err(Error::io("create a tap with", TUN))?;
     let name = match sys::make_tap(&tun, name) {
         Ok(name) => name,
         Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
@@ -79,11 +79,11 @@ pub(crate) async fn open_tap(bridge: &BridgeName, name: &str) -> Result<TapDevic
 
 fn lacking(error: io::Error) -> Error {
     let problem = match error.kind() {
-        io::ErrorKind::NotFound => "it is not there; load the module tun",
+        io::ErrorKind::NotFound => "it does not exist; load the module tun",
         io::ErrorKind::PermissionDenied => {
-            "this user may not make network interfaces (CAP_NET_ADMIN); run vmkit as root"
+            "this user may not create network interfaces (CAP_NET_ADMIN); run vmkit as root"
         }
-        _ => return Error::host(TUN, "no tap can be made").with_source(error),
+        _ => return Error::host(TUN, "no tap can be created").with_source(error),
     };
     Error::host(TUN, problem)
 }

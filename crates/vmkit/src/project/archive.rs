@@ -64,7 +64,7 @@ pub(super) fn write(to: File, copy: &CopySpec) -> Result<(), (PathBuf, io::Error
     // A link at the top is followed.
     let kind = fs::metadata(&copy.from).map_err(failed)?;
     if is_special(&kind) {
-        return Err(failed(io::Error::other("this is neither a file nor a folder nor a link")));
+        return Err(failed(io::Error::other("this is neither a file, a directory nor a link")));
     }
     add(&mut archive, &copy.from, Path::new(TOP), &kind, copy.mode)?;
     let mut header = Header::new_gnu();
@@ -159,7 +159,7 @@ pub(super) fn is_special(kind: &fs::Metadata) -> bool {
 pub(super) fn check(from: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let kind = fs::metadata(from).map_err(|error| (from.to_owned(), error))?;
     if is_special(&kind) {
-        return Err((from.to_owned(), io::Error::other("this is neither a file nor a folder nor a link")));
+        return Err((from.to_owned(), io::Error::other("this is neither a file, a directory nor a link")));
     }
     let (mut ahead, mut left_out) = (vec![(from.to_owned(), kind)], Vec::new());
     while let Some((path, kind)) = ahead.pop() {

@@ -125,7 +125,7 @@ impl<G: ConnectedGuest> GuestShell<G> {
         let (exit, said) = self.ask(&script, deadline).await?;
         match exit.is_success() {
             true => Ok(()),
-            false => Err(self.problem(format!("what was cut off can't be ended ({exit}): {said}"))),
+            false => Err(self.problem(format!("the interrupted step can't be ended ({exit}): {said}"))),
         }
     }
 
@@ -209,7 +209,7 @@ impl<G: ConnectedGuest> GuestShell<G> {
             let said = String::from_utf8_lossy(&said);
             match exit.is_success() {
                 true => Ok(PrivilegeTool::named(&said)),
-                false => Err(self.problem(format!("it can't be told who may become root: {exit}"))),
+                false => Err(self.problem(format!("cannot find out who may become root: {exit}"))),
             }
         });
         asked.await.copied()
@@ -218,7 +218,8 @@ impl<G: ConnectedGuest> GuestShell<G> {
     fn without_means(&self, user: &str) -> Error {
         let login = self.guest.user();
         self.problem(format!(
-            "`{login}`, as whom vmkit is let in, can't become `{user}`: the guest has neither sudo nor doas that lets \
+            "`{login}`, the user that vmkit logs in as, can't become `{user}`: the guest has neither sudo \
+             nor doas that lets \
              `{login}` do so without a password"
         ))
     }

@@ -72,7 +72,7 @@ fn check_owner(project: &Project, machine: &MachineConfig, vm: &VmHandle) -> Res
     let labels = vm.spec.labels();
     let owner = match (labels.get(Project::LABEL), labels.get(MachineConfig::LABEL)) {
         (Some(file), Some(name)) => format!("it is the machine `{name}` of {file}"),
-        _ => "it is of no project".to_owned(),
+        _ => "it belongs to no project".to_owned(),
     };
     Err(Error::Foreign { vm: machine.vm.clone(), owner })
 }

@@ -140,7 +140,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let mut provisioned = kept.provisioned()?;
         if provisioned.has_loose_ends() {
             if provisioned.was_cut_off() {
-                self.tell(EventKind::Awaiting("the end of what was cut off".to_owned()));
+                self.tell(EventKind::Awaiting("the end of the interrupted step".to_owned()));
             }
             // Nothing of an earlier time may go on beside what is begun now; what failed may have
             // left something, too.

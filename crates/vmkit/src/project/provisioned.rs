@@ -114,7 +114,7 @@ impl ProvisionRecord {
             version: u32,
         }
         let read = |error: serde_json::Error| {
-            Error::record(path, "this is no record of provisioning").with_source(error)
+            Error::record(path, "this is not a record of provisioning").with_source(error)
         };
         let RecordVersion { version } = serde_json::from_slice(bytes).map_err(read)?;
         if version > Self::VERSION {

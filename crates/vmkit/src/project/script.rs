@@ -83,7 +83,7 @@ dd bs=1 count="$1" 2>/dev/null >"$at/env" && cat >"$at/script" || {
   echo "the script can't be written to $at: the guest needs room in /tmp to run a step" >&2; exit 1
 }
 if [ "$(($(wc -c <"$at/script")))" -ne "$2" ]
-then echo 'the script was cut off on its way into the guest, and was not run' >&2; exit 1
+then echo 'the script arrived in the guest incomplete, and was not run' >&2; exit 1
 fi
 chmod 700 "$at/script" || exit
 shift 2
@@ -121,7 +121,7 @@ trap 'rm -rf "$new"' EXIT
 printf '%s\n' "$new" >"$at/new" || exit
 tar -x -p -o -f - -C "$new" || exit
 if [ ! -e "$new/end" ]
-then echo 'the copy was cut off on its way into the guest, and nothing was put in its place' >&2; exit 1
+then echo 'the copy arrived in the guest incomplete, and was discarded' >&2; exit 1
 fi
 chown -R "$owner" "$new/it" || exit
 join() (
@@ -130,7 +130,7 @@ join() (
   do
     [ -d "$it" ] && [ ! -h "$it" ] || continue
     if [ -d "$2/$it" ]; then join "./$it" "$2/$it" || exit
-    elif [ -e "$2/$it" ]; then echo "$2/$it is there, and is no folder" >&2; exit 1
+    elif [ -e "$2/$it" ]; then echo "$2/$it exists, and is not a directory" >&2; exit 1
     else mv -f "./$it" "$2/" || exit
     fi
   done
@@ -139,11 +139,11 @@ join() (
 if [ -d "$new/it" ]
 then
   if [ -d "$to" ]; then join "$new/it" "$to"
-  elif [ -e "$to" ]; then echo "$to is there, and is no folder" >&2; exit 1
+  elif [ -e "$to" ]; then echo "$to exists, and is not a directory" >&2; exit 1
   else mv -f "$new/it" "$to"
   fi
 else
-  if [ -d "$to" ]; then echo "$to is a folder: name the file to write" >&2; exit 1; fi
+  if [ -d "$to" ]; then echo "$to is a directory: name the file to write" >&2; exit 1; fi
   mv -f "$new/it" "$to"
 fi
 "#;

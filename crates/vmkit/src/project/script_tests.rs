@@ -313,13 +313,13 @@ fn a_copy_replaces_a_file_and_joins_a_folder() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(fs::read_to_string(at("guest/deep/er/b")).unwrap(), "new");
     let refused = copied(&at("app/sub/a"), &at("guest/app"));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("is a folder"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is a directory"), "{refused:?}");
     let refused = copied(&at("app"), &at("guest/deep/er/b"));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("is no folder"), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not a directory"), "{refused:?}");
     fs::remove_dir_all(at("guest/app/sub")).unwrap();
     fs::write(at("guest/app/sub"), "a file").unwrap();
     let refused = copied(&at("app"), &at("guest/app"));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("sub is there, and is no folder"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("sub exists, and is not a directory"));
     let left = fs::read_dir(at("guest"))
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".vmkit"));

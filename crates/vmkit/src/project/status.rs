@@ -165,7 +165,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         let how = match timeout_at(end, asked).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => said(error, patience),
-            Err(_) => format!("no answer within {:.1} s", patience.as_secs_f64()),
+            Err(_) => format!("no reply within {:.1} s", patience.as_secs_f64()),
         };
         Err(NotReady { probe, how })
     }

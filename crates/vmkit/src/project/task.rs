@@ -74,7 +74,7 @@ impl UnreadableSource {
         let UnreadableSource { place, path, error } = self;
         let refused = |why: &str| Error::invalid(place, path.display(), why);
         match error.kind() {
-            io::ErrorKind::NotFound => refused("it can't be read: there is no such file or folder"),
+            io::ErrorKind::NotFound => refused("it can't be read: there is no such file or directory"),
             io::ErrorKind::InvalidData => refused(&error.to_string()),
             _ => refused("it can't be read").with_source(error),
         }
@@ -273,7 +273,8 @@ fn open_script(path: &Path) -> io::Result<File> {
         bytes if bytes > MOST_SCRIPT_BYTES => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "the script has {bytes} bytes (expected {MOST_SCRIPT_BYTES} at the most): copy it by `files`, and run it in a step"
+                "the script has {bytes} bytes (expected at most {MOST_SCRIPT_BYTES}): copy it by `files`, \
+                 and run it in a step"
             ),
         )),
         _ => Ok(file),

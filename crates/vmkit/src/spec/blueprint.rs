@@ -72,7 +72,7 @@ impl Blueprint {
     pub fn fill(&self, found: HostInputs) -> Result<VmSpec> {
         let mut spec = VmSpecBuilder::from(self.draft.clone());
         if let Some((disk, name)) = self.draft.disk().and_then(|disk| Some((disk, disk.base()?))) {
-            let missing = || Error::invalid("image", name.display(), "it is not there yet: pull it first");
+            let missing = || Error::invalid("image", name.display(), "it is not local yet: pull it first");
             spec = spec.disk(RootDisk { image: found.image.ok_or_else(missing)?, size: disk.size });
         }
         // A machine whose usual firmware is UEFI has no BIOS.

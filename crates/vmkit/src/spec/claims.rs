@@ -119,7 +119,7 @@ impl UserDataClaims {
             let is_joined = merges && self.users != UsersForm::Absent && self.users != form;
             if is_joined {
                 return Err(
-                    users.mistake(format!("`users` is joined with one of another form: {LIST_USERS}"))
+                    users.mistake(format!("`users` is merged with one of another form: {LIST_USERS}"))
                 );
             }
             self.users = form;
@@ -146,7 +146,7 @@ impl UserDataClaims {
     fn read_users(&mut self, users: YamlNode<'_>, part: &RawPart<'_>) -> Result<UsersForm, YamlMistake> {
         match users.kind() {
             NodeKind::Null => Ok(UsersForm::Null),
-            NodeKind::Other => Err(users.mistake(format!("`users` is no list: {LIST_USERS}"))),
+            NodeKind::Other => Err(users.mistake(format!("`users` is not a list: {LIST_USERS}"))),
             NodeKind::Text => {
                 let names = names_in(users.text().unwrap_or_default());
                 names.iter().for_each(|name| self.claim(name, users, part));
@@ -184,7 +184,8 @@ impl UserDataClaims {
             }
             NodeKind::Null | NodeKind::Other => {
                 return Err(entry.mistake(format!(
-                    "an entry of `users` is no user, and cloud-init would make none of them: {LIST_USERS}"
+                    "an entry of `users` is not a user, and cloud-init would create none of them: \
+                     {LIST_USERS}"
                 )));
             }
         }
@@ -198,11 +199,12 @@ impl UserDataClaims {
         part: &RawPart<'_>,
     ) -> Result<(), YamlMistake> {
         let Some(name) = key.text() else {
-            return Err(key.mistake("a user's name is no text: write it in quotes"));
+            return Err(key.mistake("a user's name is not a string: write it in quotes"));
         };
         match value.kind() {
             NodeKind::Null | NodeKind::List => Err(value.mistake(format!(
-                "the user `{name}` is no mapping, and cloud-init would make no user at all: write `{name}: {{}}`, or {LIST_USERS}"
+                "the user `{name}` is not a mapping, and cloud-init would create no user at all: write \
+                 `{name}: {{}}`, or {LIST_USERS}"
             ))),
             NodeKind::Mapping => self.read_attributes(name, value, part),
             NodeKind::Text | NodeKind::Other => {
@@ -223,7 +225,8 @@ impl UserDataClaims {
         let entries = entry.entries();
         if let Some((key, _)) = entries.iter().find(|(key, _)| key.text().is_none()) {
             return Err(key.mistake(
-                "a key of a user is no text, and cloud-init would make no user at all: write it in quotes",
+                "a key of a user is not a string, and cloud-init would create no user at all: write it in \
+                 quotes",
             ));
         }
         self.shapes_own_user |=
@@ -253,18 +256,19 @@ impl UserDataClaims {
     fn read_groups(&mut self, groups: YamlNode<'_>, part: &RawPart<'_>) -> Result<(), YamlMistake> {
         let unusable = |node: YamlNode<'_>, what: &str| {
             let right = "write a list of names, or of `NAME: [MEMBER, ...]`";
-            Err(node.mistake(format!("{what}, and cloud-init would make neither groups nor users: {right}")))
+            Err(node
+                .mistake(format!("{what}, and cloud-init would create neither groups nor users: {right}")))
         };
         let mut found = Vec::new();
         match groups.kind() {
-            NodeKind::Null | NodeKind::Other => return unusable(groups, "`groups` is no list"),
+            NodeKind::Null | NodeKind::Other => return unusable(groups, "`groups` is not a list"),
             NodeKind::Text => found.push(groups),
             NodeKind::List => {
                 for group in groups.items() {
                     match group.kind() {
                         NodeKind::Text => found.push(group),
                         NodeKind::Mapping => found.extend(members(group)?),
-                        _ => return unusable(group, "an entry of `groups` is no name"),
+                        _ => return unusable(group, "an entry of `groups` is not a name"),
                     }
                 }
             }
@@ -288,7 +292,8 @@ impl UserDataClaims {
             let name = key.text().unwrap_or_default();
             if value.kind() != NodeKind::Text {
                 return Err(value.mistake(format!(
-                    "`ssh_keys.{name}` is no text, and the guest's SSH server would have no key at all: write it behind `|`"
+                    "`ssh_keys.{name}` is not a string, and the guest's SSH server would have no key at \
+                     all: write it after `|`"
                 )));
             }
         }
@@ -298,7 +303,8 @@ impl UserDataClaims {
                 let at = keys.get("ed25519_private").unwrap_or(keys);
                 if !private.ends_with('\n') {
                     return Err(at.mistake(
-                        "`ssh_keys.ed25519_private` has no line end at its end, and OpenSSH takes such a key for damaged: write it behind `|`",
+                        "`ssh_keys.ed25519_private` has no line end at its end, and OpenSSH rejects such a \
+                         key as damaged: write it after `|`",
                     ));
                 }
                 self.host_key = Some(ClaimedHostKey {
@@ -309,7 +315,8 @@ impl UserDataClaims {
             }
             (None, public) if public.is_some() || text("ed25519_certificate").is_some() => {
                 return Err(keys.mistake(
-                    "`ssh_keys` has of an Ed25519 key what is public only: give `ed25519_private` as well, or leave both out",
+                    "`ssh_keys` has only the public half of an Ed25519 key: add `ed25519_private`, or omit \
+                     both",
                 ));
             }
             _ => {}
@@ -339,7 +346,8 @@ fn members(groups: YamlNode<'_>) -> Result<Vec<YamlNode<'_>>, YamlMistake> {
     let unusable = entries.iter().find(|(_, value)| !matches!(value.kind(), NodeKind::Text | NodeKind::List));
     match unusable {
         Some((_, value)) => Err(value.mistake(
-            "the members of a group are no list, and cloud-init would make neither groups nor users: write `[]` where it has none",
+            "the members of a group are not a list, and cloud-init would create neither groups nor users: \
+             write `[]` if it has none",
         )),
         None => Ok(entries.into_iter().map(|(key, _)| key).collect()),
     }
@@ -359,7 +367,7 @@ fn check_modules(root: YamlNode<'_>) -> Result<(), YamlMistake> {
     for module in ["users-groups", "ssh"] {
         if !names.iter().any(|name| name == module) {
             return Err(first.mistake(format!(
-                "`cloud_init_modules` is without `{module}`, so nobody could be let in: add that to the list"
+                "`cloud_init_modules` lacks `{module}`, so no login would work: add it to the list"
             )));
         }
     }

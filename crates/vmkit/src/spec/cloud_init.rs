@@ -191,7 +191,7 @@ impl CloudInitConfig {
         if bytes <= Self::MAX_BYTES {
             return Ok(());
         }
-        let bound = format!("it may have {} bytes at the most", Self::MAX_BYTES);
+        let bound = format!("it may have at most {} bytes", Self::MAX_BYTES);
         Err(Error::invalid(field, format!("{bytes} bytes"), bound))
     }
 }
@@ -276,7 +276,7 @@ fn check_raw(text: &str) -> Result<()> {
         "user_data",
         line,
         format!(
-            "begin it with one of `{}`, or have MIME parts with `MIME-Version:`",
+            "start it with one of `{}`, or use MIME parts with `MIME-Version:`",
             RAW_BEGINNINGS.join("`, `")
         ),
     ))
@@ -327,7 +327,7 @@ impl CloudConfig {
                 return Err(Error::invalid(field, "", "a command names its program first"));
             }
             if let Some(bad) = command.iter().find(|argument| argument.contains('\0')) {
-                return Err(Error::invalid(field, shortened(bad), "no argument can hold a zero byte"));
+                return Err(Error::invalid(field, shortened(bad), "an argument has no zero byte"));
             }
         }
         self.ssh_host_key
@@ -361,8 +361,8 @@ impl GuestAccess {
         let claims = UserDataClaims::of(text).map_err(|mistake| in_user_data(text, &mistake))?;
         if let Some(line) = claims.line_of(&self.user) {
             let expected = format!(
-                "line {line} of the user-data makes a user or a group of this name, and cloud-init would keep vmkit's \
-                 key from the user: choose another name for vmkit's own login"
+                "line {line} of the user-data creates a user or a group of this name, and cloud-init would \
+                 not give the user vmkit's key: choose another name for vmkit's own login"
             );
             return Err(ConfigPath("cloud_init.access".to_owned()).refused("user", &self.user, &expected));
         }
@@ -397,8 +397,7 @@ impl GuestUser {
             return Err(at.refused("name", &self.name, expected));
         }
         if self.name == "default" {
-            let expected =
-                "cloud-init calls the image's own user so, and it stays anyway: choose another name";
+            let expected = "cloud-init uses this name for the image's own user: choose another name";
             return Err(at.refused("name", &self.name, expected));
         }
         for (index, key) in self.ssh_keys.iter().enumerate() {
@@ -664,6 +663,6 @@ mod tests {
             assert!(error.starts_with("user_data: ") && error.contains("`#cloud-config`"), "{error}");
         }
         let error = check("#!".to_owned() + &"x".repeat(1 << 20)).unwrap_err().to_string();
-        assert_eq!(error, "user_data: \"1048578 bytes\": it may have 1048576 bytes at the most");
+        assert_eq!(error, "user_data: \"1048578 bytes\": it may have at most 1048576 bytes");
     }
 }

@@ -402,7 +402,7 @@ impl VmSpecBuilder {
             return Err(Error::invalid("cpus", self.cpus, bound));
         }
         if self.data_disks.len() > VmSpec::MAX_DATA_DISKS {
-            let bound = format!("a VM has at most {} further disks", VmSpec::MAX_DATA_DISKS);
+            let bound = format!("a VM has at most {} data disks", VmSpec::MAX_DATA_DISKS);
             return Err(Error::invalid("data_disks", self.data_disks.len(), bound));
         }
         let usual = Boot::Firmware(self.machine.usual_firmware());
@@ -426,15 +426,15 @@ impl VmSpecBuilder {
             (Boot::Firmware(_), MachineType::Microvm) => Err(Error::invalid(
                 "machine",
                 "microvm",
-                "this machine boots a kernel directly: give a kernel, or take q35",
+                "this machine type boots a kernel directly: pass a kernel, or use q35",
             )),
             (Boot::Firmware(Firmware::Bios), MachineType::Virt) => Err(Error::invalid(
                 "firmware",
                 "bios",
-                "the virt machine has none: take uefi or give a kernel",
+                "the virt machine type has none: use uefi, or pass a kernel",
             )),
             (Boot::Firmware(_), _) if self.has_nothing_to_boot() => {
-                let error = Error::invalid("image", "", "nothing to boot from: give an image, or a kernel");
+                let error = Error::invalid("image", "", "nothing to boot from: pass an image, or a kernel");
                 Err(error.with_problem(ValueProblem::NothingToBoot))
             }
             (Boot::Firmware(_), _) => Ok(()),
@@ -451,18 +451,18 @@ impl VmSpecBuilder {
         let disks: Vec<_> = self.data_disks.iter().filter_map(existing).collect();
         for (index, (path, readonly)) in disks.iter().enumerate() {
             if self.disk.as_ref().is_some_and(|disk| disk.image == *path && !readonly) {
-                let why = "this is the image of the same VM, which is never written to: name another disk, or add `:ro` to read it only";
+                let why = "this is the image of the same VM, which is never written to: use another disk, or add `:ro` to make it read-only";
                 return Err(Error::invalid("data_disks", path.display(), why));
             }
             if self.cdrom.as_ref() == Some(path) && !readonly {
-                let why = "the same VM has this file in its CD-ROM drive, and would write to it: add `:ro`, or name another disk";
+                let why = "the same VM has this file in its CD-ROM drive, and would write to it: add `:ro`, or use another disk";
                 return Err(Error::invalid("data_disks", path.display(), why));
             }
             let is_same =
                 |(other, other_readonly): &&(_, bool)| other == path && !(*readonly && *other_readonly);
             if disks[..index].iter().any(|other| is_same(&other)) {
                 let why =
-                    "the same VM has this disk already, and one of the two writes to it: name a disk once";
+                    "the same VM has this disk already, and one of the two writes to it: add each disk once";
                 return Err(Error::invalid("data_disks", path.display(), why));
             }
         }
@@ -484,7 +484,7 @@ impl VmSpecBuilder {
         }
         match (&self.cdrom, self.machine) {
             (Some(path), MachineType::Microvm) => {
-                let why = "the microvm machine has no CD-ROM drive: take q35, or add the file to data_disks with `:ro`";
+                let why = "the microvm machine type has no CD-ROM drive: use q35, or add the file to data_disks with `:ro`";
                 Err(Error::invalid("cdrom", path.display(), why))
             }
             _ => Ok(()),
@@ -540,7 +540,7 @@ mod tests {
     #[test]
     fn a_vm_without_image_and_kernel_is_refused() {
         let bare = VmSpec::builder(VmName::new("web").unwrap());
-        assert!(refusal(bare).contains("give an image, or a kernel"));
+        assert!(refusal(bare).contains("pass an image, or a kernel"));
     }
 
     #[test]

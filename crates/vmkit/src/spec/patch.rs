@@ -202,15 +202,15 @@ impl SpecPatch {
         let has_kernel = self.kernel.is_some() || matches!(base.boot, Some(Boot::Kernel(_)));
         for (field, value) in of_kernel.into_iter().filter_map(|(field, value)| Some((field, value?))) {
             if self.firmware.is_some() {
-                note(field, value, "firmware", "a kernel is loaded without firmware: name one of the two");
+                note(field, value, "firmware", "a kernel is loaded without firmware: set one of the two");
             } else if !has_kernel {
-                note(field, value, "kernel", "this VM boots no kernel: name one as well");
+                note(field, value, "kernel", "this VM boots no kernel: set one as well");
             }
         }
         let has_disk = self.image.is_some() || base.disk.is_some() || self.has_disc(base);
         if let Some(size) = self.disk.filter(|_| !has_disk) {
             let problem =
-                "this VM has no root disk: name its image, or a cdrom whose installer fills an empty one";
+                "this VM has no root disk: set its image, or a cdrom whose installer fills an empty disk";
             note("disk", size.to_string(), "image", problem);
         }
         if !matches!(self.network.as_ref().unwrap_or(&base.network), NetworkConfig::User(_)) {
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(other, Boot::Kernel(Kernel { cmdline: String::new(), ..kernel.clone() }));
         assert_eq!(boot(&|patch| patch.firmware = Some(Firmware::Bios)), Boot::Firmware(Firmware::Bios));
         let text = refusal(new(), |patch| patch.initrd = Some("/i".into()));
-        assert_eq!(text, "initrd: \"/i\": this VM boots no kernel: name one as well");
+        assert_eq!(text, "initrd: \"/i\": this VM boots no kernel: set one as well");
         let text = refusal(base(), |patch| {
             patch.firmware = Some(Firmware::Uefi);
             patch.cmdline = Some("quiet".to_owned());

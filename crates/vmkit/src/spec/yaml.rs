@@ -45,7 +45,7 @@ pub(crate) fn check(text: &str, top: TopLevel) -> Result<(), YamlMistake> {
         line: at.line(),
         column: at.col() + 1,
         byte: at.byte_offset().unwrap_or_default().min(text.len()),
-        what: format!("{what}; cloud-init would pass over all of this"),
+        what: format!("{what}; cloud-init would ignore all of this"),
     };
     let (mut documents, mut has_top) = (0, false);
     for event in Parser::new_from_str(text) {
@@ -70,18 +70,16 @@ pub(crate) fn check(text: &str, top: TopLevel) -> Result<(), YamlMistake> {
                 (TopLevel::Mapping { .. }, Some(TopLevel::Mapping { .. }))
                 | (TopLevel::List, Some(TopLevel::List)) => continue,
                 (TopLevel::Mapping { .. }, _) => {
-                    "this is not YAML with keys and values, each `key: value`, at its top"
+                    "this is not YAML with keys and values, each `key: value`, at the top level"
                 }
-                (TopLevel::List, _) => "this is not YAML with a list at its top",
+                (TopLevel::List, _) => "this is not YAML with a list at the top level",
             };
             return Err(mistake(&span.start, what.to_owned()));
         }
     }
     match (has_top, top) {
         (true, _) | (false, TopLevel::Mapping { or_nothing: true }) => Ok(()),
-        (false, _) => {
-            Err(mistake(&Marker::new(0, 1, 0).with_byte_offset(Some(0)), "there is nothing in it".to_owned()))
-        }
+        (false, _) => Err(mistake(&Marker::new(0, 1, 0).with_byte_offset(Some(0)), "it is empty".to_owned())),
     }
 }
 
@@ -98,7 +96,7 @@ mod tests {
     const CONFIG: TopLevel = TopLevel::Mapping { or_nothing: true };
 
     fn said(text: &str, top: TopLevel) -> String {
-        let mistake = check(text, top).expect_err("it has a mistake");
+        let mistake = check(text, top).expect_err("it has an error");
         let before = &text[..mistake.byte];
         assert_eq!(mistake.line, before.matches('\n').count() + 1, "{text:?}");
         assert_eq!(
@@ -143,7 +141,7 @@ mod tests {
             let said = said(text, CONFIG);
             assert!(said.starts_with(expected), "{said}");
         }
-        assert!(said("# none\n", TopLevel::Mapping { or_nothing: false }).contains("there is nothing in it"));
+        assert!(said("# none\n", TopLevel::Mapping { or_nothing: false }).contains("it is empty"));
         assert!(said("a: 1\n", TopLevel::List).contains("with a list"));
     }
 

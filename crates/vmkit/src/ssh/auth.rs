@@ -57,7 +57,7 @@ async fn by_agent(
     user: &str,
     socket: &Path,
 ) -> Result<AuthResult, LoginFailure> {
-    let failed = |error: russh::keys::Error| LoginFailure::agent("it does not answer", error);
+    let failed = |error: russh::keys::Error| LoginFailure::agent("it does not reply", error);
     let mut agent = AgentClient::connect_uds(socket).await.map_err(failed)?;
     let keys: Vec<PublicKey> =
         agent.request_identities().await.map_err(failed)?.into_iter().filter_map(plain).collect();

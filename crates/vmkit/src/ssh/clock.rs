@@ -120,7 +120,7 @@ impl ClockProgram<'_> {
         let answered = clock::now();
         let text = String::from_utf8_lossy(&line);
         let (guest, is_exact) =
-            seconds(text.trim()).ok_or_else(|| self.session.problem(format!("{text:?} is no time")))?;
+            seconds(text.trim()).ok_or_else(|| self.session.problem(format!("{text:?} is not a time")))?;
         self.is_exact = is_exact;
         Ok(ClockReading::of(guest, asked, answered))
     }

@@ -157,13 +157,13 @@ impl Session {
                         }
                         _ => {
                             found = cloud_init_status(&document[..end])
-                                .ok_or_else(|| self.problem("cloud-init's status makes no sense"))?;
+                                .ok_or_else(|| self.problem("cloud-init's status is invalid"))?;
                             progressed(&found);
                         }
                     }
                 }
                 if pending.len() > MOST_STATUS_BYTES {
-                    return Err(self.problem("cloud-init's status has no end"));
+                    return Err(self.problem("cloud-init's status is incomplete"));
                 }
             }
         };

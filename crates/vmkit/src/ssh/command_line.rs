@@ -107,7 +107,7 @@ pub(super) fn own_line(argv: &[impl AsRef<OsStr>], mark: &str) -> Result<Vec<u8>
 fn quote(field: &'static str, word: &OsStr, line: &mut Vec<u8>) -> Result<()> {
     let bytes = word.as_bytes();
     if bytes.contains(&0) {
-        return Err(Error::invalid(field, word.display(), "no argument can hold a zero byte"));
+        return Err(Error::invalid(field, word.display(), "an argument has no zero byte"));
     }
     // `=` is not among them: zsh expands a word that begins with it.
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./:,+@%".contains(byte);
@@ -132,7 +132,7 @@ fn check_name(name: &str) -> Result<()> {
         return Ok(());
     }
     let shown: String = name.chars().take(40).collect();
-    let expected = "a variable is named by letters, digits and _, no digit first, and set by NAME=VALUE";
+    let expected = "a variable's name has letters, digits and _, no digit first, and NAME=VALUE sets it";
     Err(Error::invalid("env", shown, expected))
 }
 

@@ -58,7 +58,7 @@ impl Session {
                 accepted = accept_from(listener, next) => match accepted {
                     Ok((stream, _)) => led.push(self.lead(stream, guest_port)),
                     Err(error) if is_passing(&error) => {
-                        warn!(%error, "a connection could not be taken; those that are there go on");
+                        warn!(%error, "a connection could not be accepted; existing ones continue");
                         next = Instant::now() + PAUSE;
                     }
                     Err(error) => return Err(Error::io("listen at", "a forwarded port")(error)),

@@ -72,13 +72,13 @@ fn adopted(claimed: &ClaimedHostKey) -> Result<SshKeyPair> {
         Err(russh::keys::Error::KeyIsEncrypted) => return Err(private(ENCRYPTED)),
         Err(_) => {
             return Err(private(
-                "is no private key that could be read: give the whole file that `ssh-keygen` writes",
+                "is not a readable private key: pass the whole file that `ssh-keygen` writes",
             ));
         }
         Ok(key) => key,
     };
     if key.algorithm() != Algorithm::Ed25519 {
-        let why = format!("is a key of the kind {}: give an Ed25519 key", key.algorithm().as_str());
+        let why = format!("is a key of the kind {}: use an Ed25519 key", key.algorithm().as_str());
         return Err(private(&why));
     }
     let known = claimed.public.as_deref().map(|line| PublicKey::from_openssh(line.trim()));
@@ -87,7 +87,7 @@ fn adopted(claimed: &ClaimedHostKey) -> Result<SshKeyPair> {
             Err(refused("ssh_keys.ed25519_public", "is not the public half of `ed25519_private`"))
         }
         Some(Err(_)) => {
-            Err(refused("ssh_keys.ed25519_public", "is no public key: write `ssh-ed25519 AAAA...`"))
+            Err(refused("ssh_keys.ed25519_public", "is not a public key: write `ssh-ed25519 AAAA...`"))
         }
         _ => {
             let failed = |error: ssh_key::Error| private(&error.to_string());
@@ -98,10 +98,11 @@ fn adopted(claimed: &ClaimedHostKey) -> Result<SshKeyPair> {
 }
 
 const ENCRYPTED: &str =
-    "is protected by a passphrase, and an SSH server can't ask for one: give a key without";
+    "is protected by a passphrase, and an SSH server can't ask for one: use a key without one";
 
 fn new_pair(comment: &str) -> Result<SshKeyPair> {
-    let failed = |error: ssh_key::Error| Error::host("a new SSH key", "it can't be made").with_source(error);
+    let failed =
+        |error: ssh_key::Error| Error::host("a new SSH key", "it can't be created").with_source(error);
     let mut key = PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).map_err(failed)?;
     key.set_comment(comment);
     Ok(SshKeyPair {
@@ -156,11 +157,11 @@ impl SshIdentity {
             return Err(refused(why));
         }
         if let Some(bytes) = input.bytes.filter(|bytes| *bytes > MOST_KEY_BYTES) {
-            return Err(refused(format!("this is no key: it has {bytes} bytes")));
+            return Err(refused(format!("this is not a key: it has {bytes} bytes")));
         }
         let mut text = String::new();
         let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
-        read.map_err(|_| refused("this is no private key: it is not text".to_owned()))?;
+        read.map_err(|_| refused("this is not a private key: it is not text".to_owned()))?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -171,12 +172,12 @@ impl SshIdentity {
             Ok(key) => key,
             Err(russh::keys::Error::KeyIsEncrypted) => return Err(refused(PASSPHRASE)),
             Err(_) if PublicKey::from_openssh(text.trim()).is_ok() => {
-                return Err(refused("this is the public half: name the private one"));
+                return Err(refused("this is the public half: pass the private one"));
             }
             Err(russh::keys::Error::UnsupportedKeyType { key_type_string, .. }) => {
                 return Err(refused(&unsupported(&key_type_string)));
             }
-            Err(_) => return Err(refused("this is no private key that could be read")),
+            Err(_) => return Err(refused("this is not a readable private key")),
         };
         if key.algorithm() == Algorithm::Dsa {
             return Err(refused(&unsupported(key.algorithm().as_str())));
@@ -210,8 +211,7 @@ fn unsupported(kind: &str) -> String {
     format!("{kind} keys are not supported: use an Ed25519 key")
 }
 
-const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask for it: name a key without one, or \
-                          take the passphrase off a copy with `ssh-keygen -p`";
+const PASSPHRASE: &str = "it is protected by a passphrase, and vmkit can't ask for it: use a key without one, or remove the passphrase of a copy with `ssh-keygen -p`";
 
 impl fmt::Debug for SshIdentity {
     /// Shows which key it is, without the key.
@@ -232,7 +232,11 @@ impl HostKey {
     pub fn known(line: &str) -> Result<Self> {
         let key = PublicKey::from_openssh(line.trim()).map_err(|_| {
             let shown: String = line.trim().chars().take(40).collect();
-            Error::invalid("host_key", shown, "this is no public key: it is one line, `ssh-ed25519 AAAA…`")
+            Error::invalid(
+                "host_key",
+                shown,
+                "this is not a public key (expected one line, `ssh-ed25519 AAAA…`)",
+            )
         })?;
         Ok(Self(Some(key)))
     }
@@ -247,7 +251,7 @@ impl HostKey {
         let input = InputStream::open("host-key", path)?;
         let mut text = String::new();
         let read = input.file.take(MOST_KEY_BYTES).read_to_string(&mut text);
-        read.map_err(|_| refused("this is no public key: it is not text"))?;
+        read.map_err(|_| refused("this is not a public key: it is not text"))?;
         Self::known(text.lines().next().unwrap_or_default()).map_err(|error| match error {
             Error::Invalid { expected, .. } => refused(&expected),
             error => error,
@@ -338,8 +342,8 @@ mod tests {
         let other = GuestAccess::generate("x").unwrap().host_key;
         for (private, public, expected) in [
             (&theirs.private, Some(other.public.as_str()), "is not the public half"),
-            (&theirs.private, Some("x"), "is no public key"),
-            (&"x".to_owned(), None, "is no private key"),
+            (&theirs.private, Some("x"), "is not a public key"),
+            (&"x".to_owned(), None, "is not a readable private key"),
             (&keygen(&["-t", "ed25519", "-N", "secret"]), None, "passphrase"),
             (&keygen(&["-t", "ecdsa", "-N", ""]), None, "of the kind ecdsa"),
         ] {
@@ -363,7 +367,7 @@ mod tests {
     fn every_file_that_is_no_usable_key_is_refused_for_what_it_is() {
         let public = GuestAccess::generate("vmkit").unwrap().login_key.public;
         assert!(refusal(&public, 0o600).contains("the public half"));
-        assert!(refusal("hello", 0o600).contains("no private key"));
+        assert!(refusal("hello", 0o600).contains("private key"));
         assert!(refusal(&keygen(&["-t", "ed25519", "-N", "secret"]), 0o600).contains("passphrase"));
         assert!(refusal(&keygen(&["-t", "rsa", "-N", "secret"]), 0o600).contains("passphrase"));
         let error = SshIdentity::read(Path::new("/nowhere/key")).unwrap_err().to_string();
@@ -377,7 +381,7 @@ mod tests {
         let line = GuestAccess::generate("vmkit").unwrap().host_key.public;
         fs::write(&path, format!("{line}\n")).unwrap();
         assert_eq!(HostKey::read(&path).unwrap(), HostKey::known(&line).unwrap());
-        for (content, why) in [(&b"hello\n"[..], "this is no public key"), (b"\xff", "it is not text")] {
+        for (content, why) in [(&b"hello\n"[..], "this is not a public key"), (b"\xff", "it is not text")] {
             fs::write(&path, content).unwrap();
             let error = HostKey::read(&path).unwrap_err().to_string();
             assert!(

@@ -43,7 +43,7 @@ impl SshPowerOff {
         let access = vm.spec.cloud_init().and_then(|config| config.access.as_ref());
         let access = access.ok_or_else(|| Error::Unsupported {
             backend: vm.backend.clone(),
-            what: format!("asking the guest of the VM `{}`, which vmkit has no way into", vm.name()),
+            what: format!("a power-off of the VM `{}` by SSH without a login of vmkit's", vm.name()),
         })?;
         let target = SshTarget {
             name: vm.name().to_string(),

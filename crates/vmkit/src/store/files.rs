@@ -47,7 +47,7 @@ pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound && is_link(path) => {
-            return Err(refused("this is a symbolic link that leads nowhere".to_owned()));
+            return Err(refused("this is a symbolic link without a target".to_owned()));
         }
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -79,7 +79,7 @@ pub(super) fn check_directory(dir: &Path) -> Result<()> {
     if dir.is_dir() || !fs::symlink_metadata(dir).is_ok_and(|found| !found.is_dir()) {
         return Ok(());
     }
-    let problem = "a VM is to be kept here, and this is neither a directory nor leads to one".to_owned();
+    let problem = "this is not a directory (expected the VM's directory, or a link to it)".to_owned();
     Err(Error::record(dir, problem))
 }
 

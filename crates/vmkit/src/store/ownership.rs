@@ -68,7 +68,8 @@ fn other_user(path: &Path, owner: u32) -> Error {
     let me = name(this_user());
     let way_out = match home_owner {
         Some(home_owner) if home_owner == this_user() => format!(
-            "a command was run here as that user, by `sudo` perhaps; `sudo chown -R {me} {}` gives all of the home back",
+            "a command was run here as that user, perhaps with `sudo`; `sudo chown -R {me} {}` gives all \
+             of the home back",
             home.display()
         ),
         _ => format!(
@@ -171,7 +172,7 @@ mod tests {
         assert_eq!(found.found.iter().map(|(path, _)| path).collect::<Vec<_>>(), [&file]);
         assert_eq!(found.repair, format!("sudo chown -R root {}", home.path().display()));
         let error = refuse_other_user(&file).unwrap_err().to_string();
-        assert!(error.contains("65534") && error.contains("by `sudo` perhaps"), "{error}");
+        assert!(error.contains("65534") && error.contains("perhaps with `sudo`"), "{error}");
         std::os::unix::fs::chown(&vms, Some(65534), None).unwrap();
         let error = refuse_other_user(&vms).unwrap_err().to_string();
         assert!(error.contains("run the command as that user"), "{error}");

@@ -46,7 +46,7 @@ fn not_toml(text: &str, errors: &[toml::de::Error]) -> Vec<VmfileProblem> {
             VmfileProblem::new(format!("this is not TOML: {}", error.message())).at(span(error), "");
         match error.message() {
             message if message.contains("must be quoted") || message.contains("invalid boolean") => {
-                problem.help("a text is written in quotes: \"debian:12\"")
+                problem.help("a string is written in quotes: \"debian:12\"")
             }
             _ => problem,
         }
@@ -73,7 +73,7 @@ fn duplicate(text: &str, span: Range<usize>) -> VmfileProblem {
     let key = &text[span.clone()];
     let (message, help) = match line.strip_prefix("[machine.") {
         Some(_) => (format!("two machines are called `{key}`"), "give each machine a name of its own"),
-        None => (format!("`{key}` stands here a second time"), "keep one of the two"),
+        None => (format!("`{key}` is set here a second time"), "keep one of the two"),
     };
     let problem = VmfileProblem::new(message).at(span, "again here").help(help);
     // The parser does not tell where the first one is: a header is the same line, a key the one
@@ -104,7 +104,7 @@ fn newer_version(table: &DeTable<'_>) -> Option<VmfileProblem> {
         "this file has version {number}, and this vmkit reads version {}",
         FormatVersion::NUMBER
     ));
-    let help = "take a newer vmkit, or write the file for this one";
+    let help = "use a newer vmkit, or write the file for this one";
     (number > FormatVersion::NUMBER.into()).then(|| problem.at(value.span(), "").help(help))
 }
 

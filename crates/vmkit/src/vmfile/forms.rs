@@ -42,13 +42,13 @@ impl FromStr for TimeLimit {
             "" | "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return Err(refused("this is not how long something takes")),
+            _ => return Err(refused("this is not a duration")),
         };
-        let seconds = amount.parse::<f64>().map_err(|_| refused("this is not how long something takes"))?;
+        let seconds = amount.parse::<f64>().map_err(|_| refused("this is not a duration"))?;
         match Duration::try_from_secs_f64(seconds * factor) {
-            Ok(limit) if limit.is_zero() => Err(refused("it has to be longer than nothing")),
+            Ok(limit) if limit.is_zero() => Err(refused("a duration is longer than zero")),
             Ok(limit) if limit <= Self::MOST => Ok(Self(limit)),
-            _ => Err(refused("it is 7 days at the most")),
+            _ => Err(refused("a duration is at most 7 days")),
         }
     }
 }
@@ -79,7 +79,7 @@ impl FromStr for HostPath {
     fn from_str(text: &str) -> Result<Self, Error> {
         let expected = match text {
             "" => "a path has at least one character",
-            _ if text.contains('\0') => "no path can hold a zero byte",
+            _ if text.contains('\0') => "a path has no zero byte",
             _ if text == "~" || text.starts_with("~/") => {
                 "`~` is not expanded here: write the whole path, or one relative to this file"
             }
@@ -146,8 +146,8 @@ impl FromStr for ShellText {
     fn from_str(text: &str) -> Result<Self, Error> {
         let expected = match text {
             _ if text.trim().is_empty() => "there is nothing to run",
-            _ if text.contains('\0') => "no command can hold a zero byte",
-            _ if text.len() > 128 << 10 => "it has 128 KiB at the most: make it a `script`",
+            _ if text.contains('\0') => "a command has no zero byte",
+            _ if text.len() > 128 << 10 => "a command has at most 128 KiB: make it a `script`",
             _ => return Ok(Self(text.to_owned())),
         };
         Err(Error::invalid("shell", "", expected))
@@ -170,7 +170,7 @@ macro_rules! port {
 const FORWARD: &str = concat!("^(([0-9.]+:)?", port!(), ":)?", port!(), "(/tcp|/udp)?$");
 
 texts! {
-    DataDisk: "a size such as \"10GiB\", or the path of an image, with :ro behind it to be read only",
+    DataDisk: "a size such as \"10GiB\", or the path of an image, with :ro after it if it is read-only",
         { "type": "string", "minLength": 1 };
     NetworkConfig: "\"user\", \"tap:BRIDGE\", \"vnic:LINK\" or \"none\"",
         { "type": "string", "pattern": "^(user|none|tap:[A-Za-z0-9._-]{1,15}|vnic:[A-Za-z]([A-Za-z0-9._-]{0,29}[0-9]))$" };
@@ -182,11 +182,11 @@ texts! {
         { "type": "string", "pattern": "^/[^\\u0000-\\u001f\\u007f-\\u009f]*$", "maxLength": 4095 };
     FileMode: "permission bits in quotes, such as \"0644\"",
         { "type": "string", "pattern": "^[0-7]{3,4}$" };
-    LineText: "a text of one line, in quotes",
+    LineText: "a string of one line, in quotes",
         { "type": "string", "pattern": LINE, "maxLength": 1000 };
     ImageForm: "a name such as \"debian:12\", a path, or an address, in quotes",
         { "type": "string", "pattern": LINE, "maxLength": 1000 };
-    ShellText: "a text in quotes, for /bin/sh in the guest",
+    ShellText: "a string in quotes, for /bin/sh in the guest",
         { "type": "string", "pattern": "\\S", "maxLength": 131_072 };
     UserName: "the name of a user",
         { "type": "string", "pattern": "^[a-z_][a-z0-9_-]{0,31}$" };
@@ -201,7 +201,7 @@ quantities! {
             { "type": "integer", "minimum": Mib::LEAST_BARE, "maximum": Mib::MAX.mib() },
         ]
     };
-    TimeLimit: "how long, such as \"30s\", \"5m\" or a number of seconds", number, {
+    TimeLimit: "a duration, such as \"30s\", \"5m\" or a number of seconds", number, {
         "anyOf": [
             { "type": "string", "pattern": LIMIT },
             { "type": "number", "exclusiveMinimum": 0, "maximum": 604_800 },
@@ -251,7 +251,7 @@ impl FromValue for FormatVersion {
 pub(super) struct CommandForm(pub(super) Vec<String>);
 
 impl FromValue for CommandForm {
-    const WHAT: &'static str = "a text for the shell, or a list of a program and its arguments";
+    const WHAT: &'static str = "a string for the shell, or a list of a program and its arguments";
 
     fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         match node.value.get_ref() {

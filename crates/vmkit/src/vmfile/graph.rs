@@ -95,7 +95,7 @@ fn told(machines: &[MachineConfig], circle: &[(usize, usize)]) -> VmfileProblem 
         machines[*machine].place(&format!("depends_on[{nth}]"))
     };
     let problem =
-        VmfileProblem::new(format!("the machines depend on each other in a circle: {}", names.join(" → ")));
+        VmfileProblem::new(format!("the machines depend on each other in a cycle: {}", names.join(" → ")));
     let problem = problem.at(place(&circle[0]), "").help("take one of them out of `depends_on`");
     circle[1..].iter().fold(problem, |problem, step| problem.also(place(step), ""))
 }

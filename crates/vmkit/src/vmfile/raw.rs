@@ -23,7 +23,7 @@ pub(super) type CpuCount = BoundedInt<1, { VmSpec::MAX_CPUS }>;
 pub(super) type TcpPort = BoundedInt<1, 65535>;
 
 table! {
-    /// Machines that vmkit creates and runs: `vmkit up` in this file's folder.
+    /// Machines that vmkit creates and runs: `vmkit up` in this file's directory.
     struct RawFile = "the file" {
         /// The version of this format: 1.
         version: FormatVersion = required,
@@ -41,7 +41,7 @@ table! {
     /// Settings of all machines together.
     struct RawProject = "a table" {
         /// The project's name: a-z, 0-9 and -. The VM of a machine is called PROJECT-MACHINE.
-        /// Default: the folder's name.
+        /// Default: the directory's name.
         name: String,
     }
 }
@@ -97,8 +97,8 @@ table! {
         run_as: UserName,
         /// The configuration of cloud-init for the guest's first boot.
         cloud_init: RawCloudInit,
-        /// Files and folders of the host to copy into the guest, before the provision steps, again
-        /// whenever they change.
+        /// Files and directories of the host to copy into the guest, before the provision steps,
+        /// again whenever they change.
         files: Vec<RawCopy>,
         /// The steps that are run in the guest once a login works, in order.
         provision: Vec<RawStep>,
@@ -165,11 +165,11 @@ table! {
 }
 
 table! {
-    /// A copy of a file or a folder of the host.
+    /// A copy of a file or a directory of the host.
     struct RawCopy = "a copy" {
-        /// The file or folder of the host, relative to this file.
+        /// The file or directory of the host, relative to this file.
         from: HostPath = required,
-        /// The path in the guest. A folder is merged into an existing one.
+        /// The path in the guest. A directory is merged into an existing one.
         to: GuestPath = required,
         /// The permission bits of its files. Default: as on the host.
         mode: FileMode,
@@ -188,7 +188,7 @@ table! {
         /// A file of the host that is run in the guest: by the interpreter of its #!, else by
         /// /bin/sh -e.
         script: HostPath,
-        /// A file or folder of the host to copy.
+        /// A file or directory of the host to copy.
         copy: RawCopy,
         /// When the step is run: once; always, at every `up`; or changed, after each change.
         /// Default: once; for a copy, changed.

@@ -116,7 +116,7 @@ macro_rules! texts {
 pub(super) use texts;
 
 impl FromValue for String {
-    const WHAT: &'static str = "a text in quotes";
+    const WHAT: &'static str = "a string in quotes";
 
     fn read(node: &ValueNode<'_>, problems: &mut Vec<VmfileProblem>) -> Option<Self> {
         let text = node.value.get_ref().as_str().map(str::to_owned);

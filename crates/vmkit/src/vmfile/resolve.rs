@@ -57,7 +57,7 @@ pub fn parse(file: &Path, text: &str, read: ReadText<'_>) -> Result<Project, Vmf
     if file.to_str().is_none() {
         let problem =
             VmfileProblem::new("the path of this file is not UTF-8, and its machines are known by its path");
-        return Err(failed(vec![problem.help("move it to a folder whose name is UTF-8")]));
+        return Err(failed(vec![problem.help("move it to a directory whose name is UTF-8")]));
     }
     let document = toml_of(&text).map_err(failed)?;
     let mut problems = Vec::new();
@@ -161,7 +161,7 @@ impl Resolver<'_> {
 
     fn refuse_name(&mut self, error: &Error, at: &MachinePlace<'_>) {
         let Error::Invalid { value, expected, .. } = error else { return };
-        let message = format!("no VM can be called {value:?}: {expected}");
+        let message = format!("{value:?} can't be a VM's name: {expected}");
         self.problems
             .push(VmfileProblem::new(message).at(at.of(""), "").help("the VM is called PROJECT-MACHINE"));
     }
@@ -225,7 +225,7 @@ impl Resolver<'_> {
                     .at(at.of(&format!("{key}.name")), "again here")
                     .also(at.of(&format!("provision[{first}].name")), "first here");
                 self.problems
-                    .push(problem.help("what has been done is kept by the steps' names: give each its own"));
+                    .push(problem.help("what was done is recorded by step name: give each step its own"));
             }
             let usual =
                 if matches!(action, StepAction::Copy(_)) { RunPolicy::Changed } else { RunPolicy::Once };
@@ -388,7 +388,7 @@ impl Resolver<'_> {
         if let (Some(_), Some((key, _))) = (&own, typed.iter().find(|(_, given)| *given)) {
             let message = format!("`{key}` and user-data of your own do not go together");
             let problem = VmfileProblem::new(message).at(at.of(&format!("cloud_init.{key}")), "");
-            self.problems.push(problem.help("say all of it in one of the two ways"));
+            self.problems.push(problem.help("use one of the two"));
         }
         CloudInitConfig {
             hostname: Some(raw.hostname.clone().unwrap_or_else(|| name.to_owned())),
@@ -561,7 +561,8 @@ fn unseen_ports(machine: &MachineConfig) -> Vec<VmfileProblem> {
     let unseen = machine.ready.tcp.iter().enumerate().filter(|(_, port)| !is_seen(**port));
     let problem = |(index, port): (usize, &u16)| {
         let message = format!(
-            "`ready.tcp`: port {port} is asked from the host, since vmkit does not get into this guest, and no forward leads there"
+            "`ready.tcp`: port {port} is checked from the host, since vmkit has no login to this guest, \
+             and no forward leads to it"
         );
         let problem = VmfileProblem::new(message).at(machine.place(&format!("ready.tcp[{index}]")), "");
         problem.help(format!("add \"{port}\" to `forwards`"))

@@ -13,7 +13,7 @@ use crate::spec::{DataDisk, NetworkConfig, PortForward};
 pub(super) fn problems(machines: &[MachineConfig]) -> Vec<VmfileProblem> {
     let mut problems =
         twice(&wanted_ports(machines), "give one of them another port", "give each machine its own");
-    let help = "let them read it only, with `:ro` behind its path, or give one of them another disk";
+    let help = "make it read-only, with `:ro` after its path, or give one of them another disk";
     problems.extend(twice(&wanted_disks(machines), help, help));
     problems
 }

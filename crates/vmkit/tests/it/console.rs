@@ -403,7 +403,7 @@ async fn a_server_that_hangs_up_after_every_upgrade_is_not_tried_for_good() {
     proxy.set(Some(NetworkFault::HangUpAfterUpgrade)).unwrap();
     let error = Pumped::begin(proxy.address(), 0).ending().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Hypervisor);
-    assert!(error.to_string().contains("drops it"), "{error}");
+    assert!(error.to_string().contains("closes it"), "{error}");
 }
 
 #[tokio::test]

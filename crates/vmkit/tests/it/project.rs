@@ -147,8 +147,7 @@ fn a_failed_step_stops_its_machine_and_leaves_the_others() {
     );
     shop.events.lock().unwrap().clear();
     shop.up(&broken);
-    let is_end =
-        |event: &ProjectEvent| matches!(&event.what, EventKind::Awaiting(what) if what.contains("cut off"));
+    let is_end = |event: &ProjectEvent| matches!(&event.what, EventKind::Awaiting(what) if what.contains("interrupted step"));
     assert!(!shop.events.lock().unwrap().iter().any(is_end), "it ended by itself");
     let plan = runtime().block_on(shop.engine.plan(&shop.project(&broken), &only(&["web"]))).unwrap();
     let steps: Vec<_> =
@@ -298,7 +297,7 @@ fn a_machine_that_is_not_ready_tells_what_it_lacks() {
     assert_eq!(probe, "command");
     assert!(how.starts_with("waited 1.0 s for the ready command to succeed (last: exit code 3: "), "{how}");
     fs::write(shop.world.dir.join("mute"), "").unwrap();
-    assert_eq!(status(SHOP, second), Some(("ssh".into(), "no answer within 1.0 s".into())));
+    assert_eq!(status(SHOP, second), Some(("ssh".into(), "no reply within 1.0 s".into())));
 }
 
 #[test]

@@ -42,10 +42,10 @@ fn somebody_elses_vm_is_never_touched() {
     let mine = crate::common::named(VmName::new("shop-db").unwrap());
     runtime().block_on(shop.engine.manager().create(mine)).unwrap();
     let report = shop.up(SHOP);
-    assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
+    assert!(end(&report, "db").contains("it belongs to no project"), "{report:?}");
     assert_eq!(end(&report, "web"), "skipped for db");
     let report = shop.down(SHOP, true, &ProjectOptions::default());
-    assert!(end(&report, "db").contains("it is of no project"), "{report:?}");
+    assert!(end(&report, "db").contains("it belongs to no project"), "{report:?}");
     assert_eq!((end(&report, "other"), shop.state("shop-other")), ("fine".into(), ""));
     assert_eq!(shop.state("shop-db"), "prepared");
 }

@@ -71,12 +71,7 @@ async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own(
     manager.start(&web()).await.unwrap();
     let error = manager.wait(&web(), WaitCondition::Ssh, SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "refused without a wait until the timeout: {error}");
-    assert!(
-        error
-            .to_string()
-            .contains("no port of this host that leads to its SSH server is known for the VM `web`"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("no forward to its SSH server is known for the VM `web`"), "{error}");
 }
 
 #[tokio::test]

@@ -367,7 +367,7 @@ fn files_that_are_none_are_refused_by_path_and_reason() {
     assert!(refusal(&path).contains("no such file"));
     assert!(refusal(dir.path()).contains("a directory"));
     assert!(refusal(Path::new("/dev/zero")).contains("a device"));
-    assert!(refusal(Path::new("/a/https:/b/c")).ends_with("is not fetched here: download the file first"));
+    assert!(refusal(Path::new("/a/https:/b/c")).ends_with("are not fetched here: download the file first"));
     for (content, reason) in [
         (Vec::new(), "the file is empty"),
         (b"version = 1\n[machine.a]\nimage = '\xff'\n".to_vec(), "not UTF-8 from its byte 33 on, in line 3"),

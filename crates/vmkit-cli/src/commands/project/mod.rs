@@ -28,8 +28,8 @@ pub(super) struct ProjectArgs {
     /// The machines, by their names in the file [default: all of them].
     #[arg(value_name = "MACHINE")]
     machines: Vec<String>,
-    /// Read this file, - for standard input [default: vmkit.toml in this folder, or in the nearest
-    /// one above].
+    /// Read this file, - for standard input [default: vmkit.toml in this directory, or in the
+    /// nearest one above].
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
 }

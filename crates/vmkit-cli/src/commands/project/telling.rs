@@ -107,7 +107,7 @@ pub(super) fn warn_of_lost(lost: &[OrphanedVm]) {
     for (file, vms) in files {
         let are = if vms.len() == 1 { "is a VM" } else { "are VMs" };
         output::warning(format_args!(
-            "`{}` {are} of {}, which is no longer there: move it back, or `vmkit rm {}`",
+            "`{}` {are} of {}, which no longer exists: move it back, or `vmkit rm {}`",
             vms.join("`, `"),
             file.display(),
             vms.join(" ")
@@ -118,7 +118,7 @@ pub(super) fn warn_of_lost(lost: &[OrphanedVm]) {
 /// Warns of something that a copy left out.
 pub(super) fn warn_of_left_out(machine: &str, step: &str, path: &Path) {
     output::warning(format_args!(
-        "{machine}: `{step}` leaves {} out: it is neither file, folder nor link",
+        "{machine}: `{step}` skips {}: it is neither a file, a directory nor a link",
         path.display()
     ));
 }
@@ -158,7 +158,7 @@ pub(super) fn tell(
 fn tell_machine(project: &Project, report: &MachineReport, asked: ProjectRequest) {
     if let MachineOutcome::Skipped(because) = &report.end {
         let machine = &report.machine;
-        output::warning(format_args!("{machine} was left as it is, since it depends on {because}"));
+        output::warning(format_args!("{machine} was not changed, since it depends on {because}"));
     }
     lines(project, report, asked).into_iter().for_each(output::line);
 }

@@ -112,7 +112,7 @@ fn a_launch_ends_with_the_words_of_a_cloud_init_that_failed_before_anybody_was_l
     assert_eq!(failed.code, Some(1), "{failed:?}");
     let said = &failed.stderr;
     assert!(
-        said.contains("the launch stopped at the stage ssh") && said.contains("http://127.0.0.1:1/x"),
+        said.contains("the launch failed at the stage ssh") && said.contains("http://127.0.0.1:1/x"),
         "{said}"
     );
     assert!(said.contains("vmkit console") && said.contains("--no-wait"), "{said}");
@@ -154,7 +154,7 @@ fn a_login_that_is_asked_for_is_made_by_cloud_init_and_never_one_of_theirs() {
         assert!(!life.must(["ls"]).contains("three"));
     };
     refused("#cloud-config\nusers:\n- name: ann\n", &["--user", "ann"], "line 3 of the user-data");
-    refused("#cloud-config\npackages: [x]\nusers: 5\n", &[], "line 3, column 8: `users` is no list");
+    refused("#cloud-config\npackages: [x]\nusers: 5\n", &[], "line 3, column 8: `users` is not a list");
     refused(
         "#cloud-config\nssh_keys: {ed25519_private: \"x\\n\"}\n",
         &[],
@@ -169,12 +169,12 @@ fn a_guest_that_does_not_get_ready_is_left_with_its_last_lines() {
     let life = Life::new();
     let late = life.vmkit(tiny(&life, &["web", "--timeout", "30"]));
     assert_eq!(late.code, Some(5), "{late:?}");
-    let (notice, failure) = late.stderr.split_once("the launch stopped").unwrap();
+    let (notice, failure) = late.stderr.split_once("the launch failed").unwrap();
     assert!(notice.contains("the guest is up, and has neither cloud-init nor an SSH server"), "{late:?}");
     for said in [notice, failure] {
         assert!(said.contains("`vmkit console`") && said.contains("--no-wait"), "{late:?}");
     }
-    assert!(late.stderr.contains("the launch stopped at the stage ssh"), "{late:?}");
+    assert!(late.stderr.contains("the launch failed at the stage ssh"), "{late:?}");
     assert!(
         late.stderr.contains("the console's last lines") && late.stderr.contains("vmkit-guest"),
         "{late:?}"

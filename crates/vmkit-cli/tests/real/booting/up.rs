@@ -89,7 +89,7 @@ fn fails_at_its_step(life: &Life) {
         "web  | so it goes",
         "db: unchanged; `vmkit console trio-db` attaches to it",
         "web: a step failed; `vmkit shell trio-web` opens a shell",
-        "warning: edge was left as it is, since it depends on web",
+        "warning: edge was not changed, since it depends on web",
         "hint: `vmkit shell trio-web` opens a shell in it; `vmkit up` continues with this step",
         &format!(
             "error: the step `breaks` of the machine `web` failed: exit code 7 (its log: {})",

@@ -74,7 +74,7 @@ impl VmContext<'_> {
         match self.vm.spec.disk().and_then(|disk| disk.size) {
             Some(size) if size.bytes() < has => {
                 let bound =
-                    format!("the VM's disk has {has} bytes; the data behind the new end would be lost");
+                    format!("the VM's disk has {has} bytes; the data after the new end would be lost");
                 Err(Error::invalid("disk", size, bound))
             }
             _ => Ok(()),

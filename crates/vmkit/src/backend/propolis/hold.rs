@@ -72,7 +72,7 @@ async fn locked(file: File, path: &Path, deadline: Instant) -> Result<File> {
     match waiting.until(deadline).await.map_err(Error::io("lock", path))? {
         Some(locked) => Ok(locked),
         None => Err(Error::Busy {
-            what: format!("{}, which tells that an operation is at work on the VM,", path.display()),
+            what: format!("{}, which is held during an operation on the VM,", path.display()),
             holder: None,
         }),
     }

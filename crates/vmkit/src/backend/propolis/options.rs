@@ -52,7 +52,7 @@ impl PropolisOptions {
         options.check_known(&KEYS)?;
         let path = |key: &'static str, default: &Option<PathBuf>| match options.get(key) {
             Some(text) if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
-            Some(text) => Err(refused(key, text, "name it by an absolute path")),
+            Some(text) => Err(refused(key, text, "pass an absolute path")),
             None => Ok(default.clone()),
         };
         let address = options.get("address").map(|text| {
@@ -92,7 +92,7 @@ impl ZfsSnapshot {
         let Some(name) = image.to_str().and_then(|text| text.strip_prefix(RootDisk::ZFS)) else {
             return Ok(None);
         };
-        let expected = "an image on ZFS is named zfs:POOL/DATASET@SNAPSHOT";
+        let expected = "an image on ZFS is written zfs:POOL/DATASET@SNAPSHOT";
         let wrong = || Error::invalid("image", image.display(), expected);
         let (dataset, snapshot) = name.split_once('@').ok_or_else(wrong)?;
         let sound = is_dataset(dataset) && dataset.contains('/') && is_component(snapshot);
@@ -119,7 +119,7 @@ fn check_dataset(key: &'static str, text: &str) -> Result<String> {
     if is_dataset(text) {
         return Ok(text.to_owned());
     }
-    Err(refused(key, text, "a dataset is named POOL or POOL/NAME…, of letters, digits, _ - . and :"))
+    Err(refused(key, text, "a dataset is POOL or POOL/NAME…, of letters, digits, _ - . and :"))
 }
 
 /// Returns whether this may be a dataset's name; 200 bytes leave room below the 255 that ZFS

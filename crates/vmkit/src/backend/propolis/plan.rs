@@ -541,7 +541,7 @@ impl fmt::Display for PropolisPlan {
                 step => writeln!(f, "{step}")?,
             }
         }
-        self.update.again.iter().try_for_each(|step| writeln!(f, "{step}, unless it is there"))?;
+        self.update.again.iter().try_for_each(|step| writeln!(f, "{step}, unless it exists"))?;
         match &self.server {
             ServerPlan::Owned { run, work_dir } => {
                 writeln!(f, "in {} run {}", work_dir.display(), run.join(" "))?;
@@ -568,7 +568,7 @@ impl fmt::Display for HostStep {
                 write!(f, "copy {} to {}", image.display(), path.display())?;
                 size.map_or(Ok(()), |size| write!(f, ", {size}"))
             }
-            HostStep::Blank { path, size } => write!(f, "make disk {}, {size}", path.display()),
+            HostStep::Blank { path, size } => write!(f, "create disk {}, {size}", path.display()),
         }
     }
 }

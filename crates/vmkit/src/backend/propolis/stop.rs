@@ -118,7 +118,7 @@ pub(super) async fn end_elsewhere(
     match end(client, site.vm.id, limits).await {
         Ok(EndOutcome::Gone) => {}
         Ok(EndOutcome::NeverSeen) => {
-            tracing::info!(address = %client.address, "the server has not created the VM that it may have been asked for");
+            tracing::info!(address = %client.address, "the server has not created the VM that may have been requested");
         }
         Err(ClientError::Refused(error)) => {
             let (address, vm) = (client.address, site.vm.id);

@@ -1,4 +1,4 @@
-//! What runs the guest's code: KVM where it was asked for, or is of use, and else QEMU's
+//! What runs the guest's code: KVM where it was requested, or is of use, and else QEMU's
 //! translator.
 
 use super::switch::Accelerator;
@@ -15,8 +15,10 @@ pub(super) fn wants_kvm(spec: &VmSpec) -> Result<bool> {
         Accel::Auto => Ok(same_arch),
         Accel::Kvm if same_arch => Ok(true),
         Accel::Kvm => {
-            let why =
-                format!("KVM runs guests of the host's own kind, {}, not {guest}", std::env::consts::ARCH);
+            let why = format!(
+                "KVM runs guests of the host's own architecture, {}, not {guest}",
+                std::env::consts::ARCH
+            );
             Err(Error::invalid("accel", "kvm", why))
         }
     }
@@ -26,7 +28,7 @@ pub(super) fn accelerator(spec: &VmSpec, verdict: Option<&KvmVerdict>) -> Result
     match (verdict, spec.accel()) {
         (Some(verdict), _) if verdict.is_usable() => Ok(Accelerator::Kvm),
         (Some(verdict), Accel::Kvm) => {
-            Err(Error::invalid("accel", "kvm", format!("{verdict}; take tcg or auto")))
+            Err(Error::invalid("accel", "kvm", format!("{verdict}; use tcg or auto")))
         }
         _ => Ok(Accelerator::Tcg),
     }

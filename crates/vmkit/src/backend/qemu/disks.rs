@@ -72,7 +72,7 @@ fn check_data_disk(path: &Path, format: Option<ImageFormat>) -> Result<()> {
     if format != Some(ImageFormat::Qcow2) || inspect_for("data_disks", path)?.format == ImageFormat::Qcow2 {
         return Ok(());
     }
-    let why = "the VM was made with a qcow2 image here, and the file is none any more: put that back";
+    let why = "the VM was created with a qcow2 image here, and the file is no longer one: restore it";
     Err(Error::invalid("data_disks", path.display(), why))
 }
 
@@ -96,7 +96,8 @@ fn needed(vm: &str, error: Error) -> Error {
     match error {
         Error::Invalid { field, value, expected, problem, source } => {
             let remedy = format!(
-                "the disk of the VM `{vm}` holds only the difference to this image: put it back, or make the VM again"
+                "the disk of the VM `{vm}` holds only the difference to this image: restore it, or \
+                 recreate the VM"
             );
             Error::Invalid { field, value, expected: format!("{expected}; {remedy}"), problem, source }
         }

@@ -96,13 +96,14 @@ pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operati
     let problem = match (owner, missing) {
         (Some(owner), None) if owner == vm.id => return Ok(()),
         (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => {
-            (path, "a part of the VM, and it is gone: put it back from a backup, or remove the VM".to_owned())
+            (path, "this part of the VM is missing: restore it from a backup, or remove the VM".to_owned())
         }
         (Some(owner), _) if owner == vm.id => return Ok(()),
         // A removal takes the disks first.
         (None, None) if vm.spec.disk().is_some() => {
             let problem = format!(
-                "the file that says whose the disks beside it are is gone, and the disks are there: put it back, with {} in it",
+                "this file, which records the owner of the disks beside it, is missing: create it with {} \
+                 in it",
                 vm.id
             );
             (layout.owner_mark(), problem)

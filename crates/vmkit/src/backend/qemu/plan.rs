@@ -192,7 +192,7 @@ fn warnings(spec: &VmSpec, facts: &QemuFacts) -> Vec<String> {
         warnings.push(format!("memory: {} is more than this host has ({host})", spec.memory()));
     }
     if spec.machine() == crate::spec::MachineType::Microvm && spec.vnc() == Vnc::Loopback {
-        warnings.push("vnc: the microvm machine has no screen".to_owned());
+        warnings.push("vnc: the microvm machine type has no screen".to_owned());
     }
     warnings
 }
@@ -215,7 +215,7 @@ impl fmt::Display for QemuPlan {
             writeln!(f, "listen on {} (descriptor {})", socket.path.display(), socket.descriptor)?;
         }
         if let Some(bridge) = &self.bridge {
-            writeln!(f, "make a tap on bridge {bridge} (descriptor {})", descriptor::TAP)?;
+            writeln!(f, "create a tap on bridge {bridge} (descriptor {})", descriptor::TAP)?;
         }
         write!(f, "run {}", quoted(&self.program.to_string_lossy()))?;
         for arg in &self.args {
@@ -231,14 +231,14 @@ impl fmt::Display for PrepareStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PrepareStep::Directory { path, id } => {
-                write!(f, "make directory {} of the VM {id}", path.display())
+                write!(f, "create directory {} of the VM {id}", path.display())
             }
             PrepareStep::Overlay { image, path, size } => {
                 let (path, over) = (path.display(), image.path.display());
-                write!(f, "make overlay {path} over {over} ({})", image.format)?;
+                write!(f, "create overlay {path} over {over} ({})", image.format)?;
                 size.map_or(Ok(()), |size| write!(f, ", {size}"))
             }
-            PrepareStep::Disk { path, size } => write!(f, "make disk {}, {size}", path.display()),
+            PrepareStep::Disk { path, size } => write!(f, "create disk {}, {size}", path.display()),
             PrepareStep::FirmwareVariables { template, path } => {
                 write!(f, "copy {} to {}", template.display(), path.display())
             }

@@ -17,7 +17,7 @@ use crate::store::denied;
 /// # Errors
 /// `Io`, `Host`.
 pub(crate) fn make_private_dir(path: &Path) -> Result<()> {
-    step("make a directory").map_err(Error::io("create", path))?;
+    step("create a directory").map_err(Error::io("create", path))?;
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("create", path))
 }
 

@@ -52,32 +52,30 @@ fn descriptors(limits: &ProcessLimits) -> HostCheck {
         Some(most) if most < FEW_DESCRIPTORS => {
             let status = if most < FEWEST_DESCRIPTORS { CheckStatus::Fail } else { CheckStatus::Warn };
             let found =
-                format!("{most} open files at the most (RLIMIT_NOFILE), a VM needs {FEWEST_DESCRIPTORS}");
+                format!("at most {most} open files (RLIMIT_NOFILE), and a VM needs {FEWEST_DESCRIPTORS}");
             bad("descriptors", status, found, RAISE)
         }
-        Some(most) => ok("descriptors", format!("{most} open files at the most")),
-        None => ok("descriptors", "open files without limit"),
+        Some(most) => ok("descriptors", format!("at most {most} open files")),
+        None => ok("descriptors", "open files are not limited"),
     }
 }
 
 fn sizes(limits: &ProcessLimits) -> HostCheck {
     let mut found = Vec::new();
     if let Some(bytes) = limits.file_bytes {
-        found.push(format!("a file has {bytes} bytes at the most (RLIMIT_FSIZE, `ulimit -f`)"));
+        found.push(format!("a file has at most {bytes} bytes (RLIMIT_FSIZE, `ulimit -f`)"));
     }
     if let Some(bytes) = limits.memory_bytes {
-        found.push(format!("a process has {bytes} bytes of memory at the most (RLIMIT_AS, `ulimit -v`)"));
+        found.push(format!("a process has at most {bytes} bytes of memory (RLIMIT_AS, `ulimit -v`)"));
     }
     if let Some(most) = limits.processes.filter(|most| *most < FEW_PROCESSES) {
-        found.push(format!(
-            "this user has {most} processes and threads at the most (RLIMIT_NPROC, `ulimit -u`)"
-        ));
+        found.push(format!("this user has at most {most} processes and threads (RLIMIT_NPROC, `ulimit -u`)"));
     }
     match found.is_empty() {
-        true => ok("limits", "files, memory and processes as many as a VM needs"),
+        true => ok("limits", "the limits of file size, memory and processes suffice for a VM"),
         false => {
             let advice =
-                "raise them, or VMs fail that need more: disks, the guest's memory and QEMU's threads count";
+                "raise them, or VMs that need more fail: disks, the guest's memory and QEMU's threads count";
             bad("limits", CheckStatus::Warn, found.join("; "), advice)
         }
     }

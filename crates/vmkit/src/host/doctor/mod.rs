@@ -78,7 +78,7 @@ impl DirFacts {
         let mut unwritable = None;
         let mut free_bytes = None;
         match path.ancestors().find(|above| above.symlink_metadata().is_ok()) {
-            None => unwritable = Some("nothing of this path exists".to_owned()),
+            None => unwritable = Some("no part of this path exists".to_owned()),
             Some(above) if !above.is_dir() => {
                 unwritable = Some(format!("{} is not a directory", above.display()))
             }
@@ -117,7 +117,8 @@ pub fn owners(strangers: &ForeignFiles) -> HostCheck {
         more => format!(" and {more} more"),
     };
     let found = format!(
-        "{path} is the home of {}, and {}{more} belong to {other}: a command was run there as that user, by `sudo` perhaps",
+        "{path} is the home of {}, and {}{more} belong to {other}: a command was run there as that user, \
+         perhaps with `sudo`",
         strangers.owner,
         first.display()
     );
@@ -182,8 +183,8 @@ fn room(home: &DirFacts) -> HostCheck {
         return bad(
             "room",
             CheckStatus::Warn,
-            format!("the free room of {path} is not known"),
-            "look with `df`",
+            format!("the free space of {path} is unknown"),
+            "check with `df`",
         );
     };
     let found = format!("{:.1} GiB free for {path}", free as f64 / (1u64 << 30) as f64);
@@ -192,7 +193,7 @@ fn room(home: &DirFacts) -> HostCheck {
             "room",
             CheckStatus::Warn,
             found,
-            "make room: disks of guests grow as they are written to",
+            "free some space: disks of guests grow as they are written to",
         );
     }
     ok("room", found)

@@ -45,7 +45,7 @@ pub fn diagnose_propolis(host: &PropolisHost) -> Vec<HostCheck> {
             }
         },
         program(host, "zfs", CheckStatus::Fail, "images that are ZFS snapshots need it"),
-        program(host, "dladm", CheckStatus::Fail, "VNICs are made with it"),
+        program(host, "dladm", CheckStatus::Fail, "VNICs are created with it"),
         program(host, "bhyvectl", CheckStatus::Warn, "VMs that a killed server leaves in the kernel need it"),
     ];
     if host.pfexec {
@@ -53,7 +53,7 @@ pub fn diagnose_propolis(host: &PropolisHost) -> Vec<HostCheck> {
             host,
             "pfexec",
             CheckStatus::Fail,
-            "it is wanted for the privileges of all others",
+            "the other programs get their privileges from it",
         ));
     }
     checks.push(bootrom(&host.bootrom));
@@ -76,7 +76,7 @@ fn named(path: &Path) -> HostCheck {
         false => bad(
             "propolis-server",
             CheckStatus::Fail,
-            format!("{} is no program that this user can run", path.display()),
+            format!("{} is not a program that this user can run", path.display()),
             "name the server's program",
         ),
     }
@@ -98,7 +98,7 @@ fn bootrom(path: &Path) -> HostCheck {
                 "bootrom",
                 CheckStatus::Fail,
                 format!("{shown}: {problem}"),
-                "take an OVMF_CODE.fd without variables, of at most 2 MiB",
+                "use an OVMF_CODE.fd without variables, of at most 2 MiB",
             ),
         },
         Err(error) => bad(

@@ -32,15 +32,15 @@ fn kvm(facts: &HostFacts) -> HostCheck {
     let advice = match verdict {
         KvmVerdict::Usable => return ok("kvm", verdict.to_string()),
         KvmVerdict::Missing => {
-            "switch on virtualisation in the host's firmware and load kvm_intel or kvm_amd; in a virtual machine, have nested \
-             virtualisation switched on outside"
+            "enable virtualisation in the host's firmware and load kvm_intel or kvm_amd; in a virtual \
+             machine, enable nested virtualisation on its host"
         }
         KvmVerdict::Denied { .. } => {
             "add this user to the group kvm (`usermod -aG kvm USER`) and log in again"
         }
         KvmVerdict::Broken { .. } => {
-            "this host seems to be a virtual machine itself: have nested virtualisation switched on outside, or take a host \
-             that has it"
+            "this host seems to be a virtual machine itself: enable nested virtualisation on its host, or \
+             use another host"
         }
     };
     bad("kvm", CheckStatus::Warn, verdict.to_string(), format!("{advice}; {SLOW}"))
@@ -78,7 +78,7 @@ fn uefi(facts: &HostFacts, arch: Arch) -> HostCheck {
             name,
             CheckStatus::Warn,
             "no firmware without Secure Boot was found",
-            format!("install {}, if guests shall boot by UEFI", firmware_package(arch)),
+            format!("install {} to boot guests with UEFI", firmware_package(arch)),
         ),
     }
 }
@@ -99,10 +99,10 @@ fn tun(facts: &HostFacts) -> HostCheck {
     const OTHERWISE: &str = "user networking works without";
     let (found, advice) = match &facts.tun {
         DeviceAccess::Usable if facts.net_admin => {
-            return ok("tun", format!("{TUN} opens, and this user may make network devices"));
+            return ok("tun", format!("{TUN} opens, and this user may create network devices"));
         }
         DeviceAccess::Usable => (
-            "this user may not make network devices (CAP_NET_ADMIN)".to_owned(),
+            "this user may not create network devices (CAP_NET_ADMIN)".to_owned(),
             "run vmkit as root for VMs on a bridge",
         ),
         DeviceAccess::Missing => (format!("there is no {TUN}"), "load the module tun for VMs on a bridge"),

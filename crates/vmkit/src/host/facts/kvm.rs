@@ -143,7 +143,7 @@ fn open(path: &Path) -> Result<Kvm, KvmVerdict> {
     match device.get_api_version() {
         12 => Ok(device),
         other => {
-            Err(KvmVerdict::Broken { reason: format!("it speaks version {other} of KVM's API, not 12") })
+            Err(KvmVerdict::Broken { reason: format!("it has version {other} of the KVM API (expected 12)") })
         }
     }
 }
@@ -161,13 +161,13 @@ async fn run(device: Kvm) -> KvmFinding {
         thread::Builder::new().name("vmkit-kvm-probe".to_owned()).spawn(move || guest::run(&device, answer));
     if let Err(error) = spawned {
         return KvmFinding::for_now(format!(
-            "no thread could be started to try it: {}",
+            "no thread could be started to test it: {}",
             child_problem(&error)
         ));
     }
     match timeout(DEADLINE, answered).await {
         Ok(Ok(finding)) => finding,
-        Ok(Err(_)) => KvmFinding::for_now("the thread that tried it ended without an answer".to_owned()),
+        Ok(Err(_)) => KvmFinding::for_now("the thread that tested it ended without a result".to_owned()),
         Err(_) => KvmFinding::for_now(format!("guest code did not end within {} ms", DEADLINE.as_millis())),
     }
 }
@@ -178,7 +178,7 @@ mod guest {
 
     /// Returns an unknown result: the guest is written for x86-64.
     pub(super) fn run(_: &kvm_ioctls::Kvm, answer: tokio::sync::oneshot::Sender<KvmFinding>) {
-        let reason = "vmkit can't try it on this kind of processor yet".to_owned();
+        let reason = "vmkit can't test it on this kind of processor yet".to_owned();
         // The caller no longer waits.
         let _ = answer.send(KvmFinding::lasting(KvmVerdict::Broken { reason }));
     }
@@ -246,10 +246,11 @@ mod guest {
         guest.write(PDPT, &(PD as u64 | 0x3).to_le_bytes());
         guest.write(PD, &0x83_u64.to_le_bytes());
         guest.write(CODE, &code());
-        let cpuid =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("ask what processor it offers"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("query the processor that it offers"))?;
         let vcpu = guest.vcpu();
-        vcpu.set_cpuid2(&cpuid).map_err(failed("set the processor's abilities"))?;
+        vcpu.set_cpuid2(&cpuid).map_err(failed("set the processor's features"))?;
         let mut sregs = vcpu.get_sregs().map_err(failed("read the processor's state"))?;
         let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..kvm_segment::default() };
         // Execute and read, accessed; 64-bit code.
@@ -303,7 +304,7 @@ mod guest {
         let expected = u128::from(MARK) << 64 | DATA as u128;
         let found = guest.read_u128(DATA);
         if found != expected {
-            return broken(format!("`lock cmpxchg16b` left {found:#x} where {expected:#x} is right"));
+            return broken(format!("`lock cmpxchg16b` returned {found:#x} (expected {expected:#x})"));
         }
         let begun = processor_time();
         for part in 1..=PARTS {
@@ -331,7 +332,7 @@ mod guest {
             match guest.vcpu().run() {
                 Ok(VcpuExit::IoOut(written, _)) if written == port => return Ok(()),
                 Ok(VcpuExit::InternalError) => return Err("KVM_EXIT_INTERNAL_ERROR".to_owned()),
-                Ok(other) => return Err(format!("it left with {other:?}")),
+                Ok(other) => return Err(format!("it exited with {other:?}")),
                 // A signal for this process, handled elsewhere.
                 Err(error) if io::Error::from(error).kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("KVM_RUN: {error}")),
@@ -359,7 +360,7 @@ mod tests {
         assert_eq!(open(&path).err(), Some(KvmVerdict::Missing));
         fs::write(&path, "").unwrap();
         let verdict = open(&path).err().unwrap();
-        assert!(verdict.to_string().contains("version -1 of KVM's API, not 12"), "{verdict}");
+        assert!(verdict.to_string().contains("version -1 of the KVM API (expected 12)"), "{verdict}");
     }
 
     #[tokio::test]

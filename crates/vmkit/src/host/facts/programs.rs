@@ -199,7 +199,7 @@ async fn ask_version(path: &Path) -> Result<QemuVersion, String> {
         true => format!(": {}", process_limit()),
         false => String::new(),
     };
-    Err(format!("`--version` ended with {ended} and said {first:?}{limit}"))
+    Err(format!("`--version` ended with {ended} and printed {first:?}{limit}"))
 }
 
 /// What a program printed, and how it ended.
@@ -287,7 +287,7 @@ mod tests {
         let path = fake(dir.path(), "unknown");
         for asked in 1..=2 {
             let problem = version(&path, dir.path()).await.unwrap_err();
-            assert!(problem.contains("said \"QEMU emulator version unknown"), "{problem}");
+            assert!(problem.contains("printed \"QEMU emulator version unknown"), "{problem}");
             assert_eq!(runs(dir.path()), asked);
         }
         let gone = version(&dir.path().join("gone"), dir.path()).await.unwrap_err();

@@ -346,7 +346,7 @@ impl GuestFiles {
         }
         let path = dir.path.join(name);
         let part = PartialFile { dir, name: unfinished(name), kept: false };
-        let made = step("make a symbolic link")
+        let made = step("create a symbolic link")
             .and_then(|()| symlinkat(target, &dir.fd, &part.name).map_err(io::Error::from))
             .and_then(|()| place(part, name));
         made.map(|()| true).map_err(|source| ends.local(FileAction::Make, &path, source))

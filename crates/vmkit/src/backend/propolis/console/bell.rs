@@ -47,7 +47,7 @@ impl OutputSignal {
     /// Connects to a console. A server without an active VM accepts the connection and drops it.
     pub(super) async fn hang(client: &PropolisClient) -> Result<Self> {
         let url = client.console_url();
-        let uri = url.parse().map_err(|_| Error::invalid("console", url, "this is no URL"))?;
+        let uri = url.parse().map_err(|_| Error::invalid("console", url, "this is not a URL"))?;
         let request = ClientRequestBuilder::new(uri).with_header("api-version", API_VERSION);
         let opening = async {
             let stream = TcpStream::connect(client.address).await.map_err(tungstenite::Error::Io)?;

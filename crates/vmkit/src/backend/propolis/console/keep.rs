@@ -51,7 +51,7 @@ impl<'a> LogWriter<'a> {
         let log = match BoundedLog::open(&layout.console_log(), bound.bytes()) {
             Ok(log) => log,
             Err(error) => {
-                tracing::warn!(%error, "the console's last words can't be kept");
+                tracing::warn!(%error, "the console's last output can't be stored");
                 return None;
             }
         };
@@ -110,7 +110,7 @@ impl<'a> LogWriter<'a> {
                 }
                 Ok(_) => return,
                 Err(failure) => {
-                    tracing::warn!(%failure, "what the console said can't be kept");
+                    tracing::warn!(%failure, "the console's output can't be stored");
                     return;
                 }
             }
@@ -120,7 +120,7 @@ impl<'a> LogWriter<'a> {
     fn reach(&mut self, at: u64) {
         self.at = at;
         if let Err(error) = files::write(&self.layout.console_mark(), &self.at) {
-            tracing::debug!(%error, "how far the console's log has come can't be kept");
+            tracing::debug!(%error, "the position in the console's log can't be stored");
         }
     }
 }
@@ -162,7 +162,7 @@ impl AttachedLog {
         };
         let (ended, ()) = tokio::join!(pump.run(), writing);
         if let Err(error) = ended {
-            tracing::debug!(%error, "the console broke off");
+            tracing::debug!(%error, "the console's connection broke");
         }
     }
 }

@@ -148,12 +148,14 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsolePump<T> {
                     }
                     // The one who sends it tells of the move before the one who gets it has it.
                     Ok(ConnectAttempt::NoVm) if self.is_coming => {
-                        broken(&self.tape.client, "the VM moves there, and has not come")
+                        broken(&self.tape.client, "the VM is being migrated there, and has not arrived")
                     }
                     Ok(ConnectAttempt::NoVm) => return Ok(None),
                     Err(problem) => problem,
                 },
-                Err(_) => broken(&self.tape.client, "it takes every connection to its console and drops it"),
+                Err(_) => {
+                    broken(&self.tape.client, "it accepts each connection to its console and closes it")
+                }
             };
             if Instant::now() + pause >= deadline {
                 return Err(problem);
@@ -186,7 +188,7 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsolePump<T> {
                 }
                 TapeRead::NoVm => silence,
                 TapeRead::Failed(problem) => {
-                    tracing::debug!(error = %problem, "the console's server can't be asked");
+                    tracing::debug!(error = %problem, "the console's server can't be queried");
                     Some(silence.unwrap_or(SignalEnd::Lost))
                 }
             })

@@ -85,7 +85,7 @@ impl SerialConsole {
         let (mut since, client) = (since, &self.client);
         loop {
             let asked = page(client, since, Instant::now() + ANSWER_LIMIT).await;
-            let page = asked.map_err(|failure| failure.into_error(client, "tell of its console", None))?;
+            let page = asked.map_err(|failure| failure.into_error(client, "report its console", None))?;
             let page = page.ok_or_else(|| no_vm(client))?;
             if let HistoryRange::Start(next) = since {
                 past.missed += page.begin().saturating_sub(next);

@@ -48,7 +48,7 @@ pub(super) struct ConsoleTape<T> {
     recent: Vec<u8>,
     /// Whether the page taken last was the last one that there was.
     is_level: bool,
-    /// What came since that page was asked for, as it came.
+    /// What came since that page was requested, as it came.
     frames: Vec<Bytes>,
     reader: OwnedWriteHalf,
     pub(super) tell: T,
@@ -72,7 +72,7 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsoleTape<T> {
             }
             Ok(Some(_)) => self.ask().await,
             Ok(None) => TapeRead::NoVm,
-            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "tell of its console", None)),
+            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "report its console", None)),
         }
     }
 
@@ -88,7 +88,7 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsoleTape<T> {
                 TapeRead::All
             }
             Ok(_) => TapeRead::NoVm,
-            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "tell of its console", None)),
+            Err(failure) => TapeRead::Failed(failure.into_error(&self.client, "report its console", None)),
         }
     }
 
@@ -100,7 +100,7 @@ impl<T: FnMut(ConsoleEvent) + Send> ConsoleTape<T> {
         self.add(page.since(self.next));
         self.next = page.end;
         self.is_level = page.is_last;
-        // All that came before the page was asked for is in it.
+        // All that came before the page was requested is in it.
         self.frames.clear();
     }
 
