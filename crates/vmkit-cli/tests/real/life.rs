@@ -301,8 +301,8 @@ fn a_guest_whose_agent_runs_has_the_right_time_after_a_pause() {
     let resumed = life.vmkit(["resume", "web"]);
     assert_eq!((resumed.code, resumed.stderr.as_str()), (Some(0), ""), "{resumed:?}");
     let error = clock_error(&life, "web");
-    // Milliseconds on an idle host, and more if the message to the guest is delayed.
-    assert!(error < Duration::from_millis(500), "it is {error:?} off");
+    // Milliseconds on an idle host, and up to this on one that is too busy for better.
+    assert!(error < Duration::from_secs(1), "it is {error:?} off");
 }
 
 #[test]

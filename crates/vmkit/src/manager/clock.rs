@@ -43,7 +43,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let why = match by_ssh {
             Some(Ok(())) => return,
             Some(Err(error)) => format!("no guest agent set it, and by SSH: {}", error.chain()),
-            None => "no guest agent runs in it, and vmkit has no login by SSH".to_owned(),
+            None => "no guest agent set it, and vmkit has no login by SSH".to_owned(),
         };
         match paused {
             Some(paused) if paused < NOTICED => {

@@ -58,23 +58,23 @@ impl ClockProgram<'_> {
     /// Sets the clock until it is right, unless it is.
     async fn set(&mut self) -> Result<()> {
         let mut reading = self.best().await?;
-        if !reading.is_off() || self.is_near(&reading) {
+        if !reading.is_to_be_set() || self.is_near(&reading) {
             return Ok(());
         }
         // A `date` that knows no fractions is told the time once, and believed.
         let rounds = if self.is_exact { TRIES } else { 1 };
         let mut lag = reading.round_trip / 2;
-        for _ in 0..rounds {
+        for tries in 1..=rounds {
             // Sent so that it comes when that second begins.
             let second = (clock::now() + lag).as_secs() + 1;
             sleep(Duration::from_secs(second).saturating_sub(lag).saturating_sub(clock::now())).await;
             self.ask(&second.to_string()).await?;
             reading = self.best().await?;
-            if reading.is_close() || self.is_near(&reading) {
+            if reading.is_right_after(tries) || self.is_near(&reading) {
                 return Ok(());
             }
             let off = Duration::from_nanos(u64::try_from(reading.ahead.unsigned_abs()).unwrap_or(u64::MAX));
-            if off < Duration::from_secs(1) {
+            if off < clock::SET {
                 lag = if reading.ahead < 0 { lag + off } else { lag.saturating_sub(off) };
             }
         }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
 use crate::abilities::ClockState;
-use crate::clock::{self, CLOSE, ClockReading};
+use crate::clock::{self, CLOSE, ClockReading, SET};
 use crate::deadline::left;
 use crate::error::{Error, Peer, Result};
 use crate::program::GuestExitStatus;
@@ -27,9 +27,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// The timeout of the agent's first reply.
 const GREETING: Duration = Duration::from_secs(5);
 /// How often the clock is set: each time corrected by the delay of the time before.
-const TRIES: usize = 5;
-/// A clock that is off by this much after it was set was not set.
-const UNSET: Duration = Duration::from_secs(1);
+const TRIES: usize = 10;
 /// The maximum number of readings, if replies are slow.
 const READINGS: usize = 3;
 /// A round trip that is short enough to rely on.
@@ -74,29 +72,29 @@ async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
 async fn set(path: &Path, deadline: Instant) -> Result<()> {
     let mut agent = GuestAgent::connect(path, GREETING.min(left(deadline))).await?;
     let mut reading = read(&mut agent, deadline).await?;
-    if !reading.is_off() {
+    if !reading.is_to_be_set() {
         return Ok(());
     }
     // The delay between sending a time and setting it.
     let mut lag = reading.round_trip / 2;
     let mut by_date = false;
-    for _ in 0..TRIES {
+    for tries in 1..=TRIES {
         let set = match by_date {
             true => set_by_date(&mut agent, lag, deadline).await,
             false => agent.set_time(nanos(clock::now() + lag), left(deadline)).await,
         };
         reading = read(&mut agent, deadline).await?;
-        if reading.is_close() {
+        if reading.is_right_after(tries) {
             return Ok(());
         }
         let off = Duration::from_nanos(u64::try_from(reading.ahead.unsigned_abs()).unwrap_or(u64::MAX));
         match set {
             Err(error) if by_date => return Err(error),
-            Err(error) if off >= UNSET => {
+            Err(error) if off >= SET => {
                 tracing::debug!(%error, "the guest agent does not set the clock itself");
                 by_date = true;
             }
-            _ if off < UNSET => lag = if reading.ahead < 0 { lag + off } else { lag.saturating_sub(off) },
+            _ if off < SET => lag = if reading.ahead < 0 { lag + off } else { lag.saturating_sub(off) },
             _ => {}
         }
     }
