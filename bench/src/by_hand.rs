@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
-use vmkit::QemuPlan;
+use vmkit::qemu::QemuPlan;
 
 use crate::Result;
 

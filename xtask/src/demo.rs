@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use vmkit::qemu::GuestAgent;
 use vmkit::spec::{
     CloudConfig, CloudInitConfig, GuestUser, MachineType, SshKeyPair, UserData, VmName, VmSpec,
 };
 use vmkit::store::Home;
-use vmkit::{ActiveForward, GuestAgent, QemuHypervisor, VmHandle, VmManager, WaitCondition};
+use vmkit::{ActiveForward, QemuHypervisor, VmHandle, VmManager, WaitCondition};
 use vmkit_testkit::guest;
 
 use crate::error::{Error, PathContext, Result};

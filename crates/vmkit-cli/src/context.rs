@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use vmkit::QemuHypervisor;
 use vmkit::image::ImageStore;
+#[cfg(target_os = "linux")]
+use vmkit::qemu::QemuHypervisorBuilder;
 use vmkit::spec::VmName;
 use vmkit::store::Home;
 use vmkit::{BackendTag, Error, PropolisHypervisor, RouterHypervisor, VmManager};
-#[cfg(target_os = "linux")]
-use vmkit::{QemuHypervisor, QemuHypervisorBuilder};
 
 use crate::failure::Failure;
 use crate::{images, places, propolis, threads};

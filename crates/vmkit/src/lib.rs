@@ -97,6 +97,8 @@ mod program;
 pub mod project;
 #[cfg(feature = "propolis")]
 pub mod propolis;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub mod qemu;
 mod span;
 pub mod spec;
 #[cfg(feature = "ssh")]
@@ -110,17 +112,9 @@ pub mod vmfile;
 pub use abilities::{Abilities, Capabilities, PortForwarding};
 pub use backend::noop::NoopHypervisor;
 #[cfg(feature = "propolis")]
-pub use backend::propolis::{
-    HostStep, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder, PropolisPlan, ServerPlan, StepDiff,
-    instance_spec,
-};
+pub use backend::propolis::PropolisHypervisor;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub use backend::qemu::agent::{GuestAgent, GuestInterface, ShutdownMode};
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-pub use backend::qemu::{
-    Accelerator, FirmwareFiles, PrepareStep, QemuHypervisor, QemuHypervisorBuilder, QemuPlan, SeedStep,
-    SocketPlan, UpdateStep,
-};
+pub use backend::qemu::QemuHypervisor;
 pub use backend::router::RouterHypervisor;
 pub use backend::supervise::keeper::run_if_keeper;
 pub use boundedlog::{BoundedLog, tail_of_log, tail_of_log_since};

@@ -3,9 +3,9 @@
 use std::fmt::Display;
 
 use serde::Serialize;
-use vmkit::QemuPlan;
 #[cfg(target_os = "linux")]
 use vmkit::error::Subject;
+use vmkit::qemu::QemuPlan;
 use vmkit::spec::VmSpec;
 use vmkit::{BackendTag, Error, ErrorKind};
 

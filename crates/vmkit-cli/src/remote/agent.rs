@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use vmkit::error::Peer;
+use vmkit::qemu::GuestAgent;
 use vmkit::ssh::GuestCommand;
-use vmkit::{Error, GuestAgent, GuestExitStatus, ProgramOutput, VmHandle};
+use vmkit::{Error, GuestExitStatus, ProgramOutput, VmHandle};
 
 use super::{GOODBYE, Interaction};
 use crate::console::signals::{CaughtSignals, name_of};

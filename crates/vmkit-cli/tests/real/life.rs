@@ -281,7 +281,7 @@ fn clock_error(life: &Life, name: &str) -> Duration {
     let socket = life.info(name)["run"]["agent"].as_str().unwrap().to_owned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut agent = vmkit::GuestAgent::connect(socket.as_ref(), LONG).await.unwrap();
+        let mut agent = vmkit::qemu::GuestAgent::connect(socket.as_ref(), LONG).await.unwrap();
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let before = now();
         let guest = agent.time(LONG).await.unwrap();

@@ -12,11 +12,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
+use vmkit::qemu::QemuPlan;
 use vmkit::spec::{
     Accel, Boot, CloudInitConfig, DataDisk, Kernel, Mib, NetworkConfig, PortForward, Protocol, RootDisk,
     UserNetwork, VmName, VmSpec, VmSpecBuilder,
 };
-use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, QemuPlan, VmHandle, VmState};
+use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
 use vmkit_testkit::faulty_qemu::{FaultyQemu, QemuFaults};
 use vmkit_testkit::{Conformance, walk};
 

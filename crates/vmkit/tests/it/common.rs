@@ -12,14 +12,15 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use vmkit::error::Peer;
 use vmkit::lifecycle::{Operation, next};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use vmkit::qemu::GuestAgent;
 use vmkit::spec::{Boot, Kernel, PortForward, VmName, VmSpec, VmSpecBuilder};
 use vmkit::store::Home;
 use vmkit::{
     Abilities, Backend, BackendTag, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, PortForwarding,
     Result, RunInfo, VmHandle, VmManager, VmState,
 };
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-use vmkit::{GuestAgent, ProgramOutput, abilities::GuestAgentChannel};
+use vmkit::{ProgramOutput, abilities::GuestAgentChannel};
 use vmkit_testkit::crash::step;
 
 /// More than anything takes here, even on a busy host.

@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
 use tokio::time::timeout;
 use vmkit::network::MacAddr;
+use vmkit::qemu::{GuestAgent, ShutdownMode};
 use vmkit::spec::{MachineType, NetworkConfig, Protocol, UserNetwork, VmSpecBuilder, Vnc};
 use vmkit::{
-    ErrorKind, GuestAgent, GuestExitStatus, Hypervisor, PortForwarding, QemuHypervisor, ShutdownMode,
-    VmHandle, VmState, VncAddress,
+    ErrorKind, GuestExitStatus, Hypervisor, PortForwarding, QemuHypervisor, VmHandle, VmState, VncAddress,
 };
 use vmkit_testkit::guest;
 

@@ -12,11 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use vmkit::network::MacAddr;
+use vmkit::qemu::{GuestAgent, QemuHypervisorBuilder};
 use vmkit::spec::{Arch, MachineType, VmSpec};
-use vmkit::{
-    ConsoleEndpoint, GuestAgent, Hypervisor, QemuHypervisor, QemuHypervisorBuilder, RunInfo, VmHandle,
-    VmState, tail_of_log,
-};
+use vmkit::{ConsoleEndpoint, Hypervisor, QemuHypervisor, RunInfo, VmHandle, VmState, tail_of_log};
 
 /// How long anything may take that an emulated guest does on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(180);

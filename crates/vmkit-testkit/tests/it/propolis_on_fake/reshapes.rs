@@ -3,8 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
+use vmkit::propolis::StepDiff;
 use vmkit::spec::{Mib, NetworkConfig, RootDisk, VmName, VmSpecBuilder};
-use vmkit::{ErrorKind, Hypervisor, StepDiff, VmHandle};
+use vmkit::{ErrorKind, Hypervisor, VmHandle};
 use vmkit_testkit::propolis::illumos::CallFault;
 
 use super::world::World;

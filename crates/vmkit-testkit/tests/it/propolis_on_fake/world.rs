@@ -14,11 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use vmkit::propolis::{PowerOff, PropolisHypervisorBuilder};
 use vmkit::spec::{BackendOptions, DataDisk, Mib, NetworkConfig, RootDisk, VmName, VmSpec, VmSpecBuilder};
-use vmkit::{
-    ConsoleEndpoint, ErrorKind, Hypervisor, PowerOff, PropolisHypervisor, PropolisHypervisorBuilder,
-    VmHandle, VmState,
-};
+use vmkit::{ConsoleEndpoint, ErrorKind, Hypervisor, PropolisHypervisor, VmHandle, VmState};
 use vmkit_testkit::propolis::illumos::FakeIllumos;
 use vmkit_testkit::propolis::{FakePropolis, FaultProxy, Gate, HeldGate, PropolisBehaviour};
 

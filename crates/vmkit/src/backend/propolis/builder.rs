@@ -151,7 +151,7 @@ impl PropolisHypervisorBuilder {
     }
 
     /// Names the program that becomes each server's keeper; see
-    /// [`QemuHypervisorBuilder::keeper`](crate::QemuHypervisorBuilder::keeper).
+    /// [`QemuHypervisorBuilder::keeper`](crate::qemu::QemuHypervisorBuilder::keeper).
     pub fn keeper(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.keeper = Some(path.into());
         self

@@ -115,7 +115,7 @@ pub(crate) enum KeeperReply {
 /// ```
 ///
 /// [`QemuHypervisor`]: crate::QemuHypervisor
-/// [`QemuHypervisorBuilder::keeper`]: crate::QemuHypervisorBuilder::keeper
+/// [`QemuHypervisorBuilder::keeper`]: crate::qemu::QemuHypervisorBuilder::keeper
 pub fn run_if_keeper() {
     let asked = std::env::args_os()
         .next()
