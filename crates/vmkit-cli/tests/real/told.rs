@@ -210,3 +210,26 @@ fn a_record_of_a_run_that_is_lost_is_warned_of_once_by_a_command() {
     life.must(["rm", "--force", "a"]);
     life.assert_empty("after rm");
 }
+
+#[test]
+fn a_record_of_a_run_by_a_newer_vmkit_is_refused_and_kept_and_its_vm_runs_on() {
+    let life = Life::new();
+    life.must(["create", "a", "--image", "base.img", "--memory", "64MiB", "--accel", "tcg"]);
+    life.must(["start", "a"]);
+    let record = life.home().join("vms/a/qemu.json");
+    let known = fs::read(&record).unwrap();
+    let newer = "{\"version\": 2}";
+    fs::write(&record, newer).unwrap();
+    for line in ["info a", "start a", "suspend a", "stop --timeout 0 a", "rm --force a"] {
+        let refused = life.vmkit(line.split(' '));
+        assert!(refused.code.is_some_and(|code| code != 0), "{line}: {refused:?}");
+        let expected = "qemu.json: the record has version 2, and this vmkit reads version 1";
+        assert!(refused.stderr.contains(expected), "{line}: {refused:?}");
+        assert_eq!(fs::read_to_string(&record).unwrap(), newer, "{line}");
+        assert_eq!(life.qemus().len(), 1, "{line}");
+    }
+    fs::write(&record, known).unwrap();
+    assert_eq!(life.state("a"), "running");
+    life.must(["rm", "--force", "a"]);
+    life.assert_empty("after rm");
+}

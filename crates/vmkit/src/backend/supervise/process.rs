@@ -97,16 +97,15 @@ async fn leave_taken(place: &SupervisionPaths) -> Result<()> {
 }
 
 async fn recorded(place: &SupervisionPaths) -> Result<ProcessState> {
-    let run = match runfile::read(&place.run_file) {
+    let run = match runfile::read_or_loss(&place.run_file)? {
         Ok(Some(run)) => run,
         Ok(None) => return Ok(ProcessState::Nothing),
         // An unreadable record is ignored, and does not prevent ending what runs; the next start
         // writes a new one.
-        Err(error) if error.kind() == ErrorKind::Record => {
+        Err(error) => {
             warn_of_lost(&place.run_file, &error);
             return Ok(ProcessState::Ended(None));
         }
-        Err(error) => return Err(error),
     };
     if run.ended.is_some() {
         return Ok(ProcessState::Ended(run.ended));

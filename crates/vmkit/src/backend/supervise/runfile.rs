@@ -24,6 +24,29 @@ const SIZE_BYTES: usize = 4096;
 /// The maximum length of the path of a directory for sockets, in bytes: as JSON each may take six.
 pub(crate) const MOST_RUN_DIR_BYTES: usize = 512;
 
+/// The version of the record that this program writes and reads. A record without a version has
+/// version 1.
+const VERSION: u64 = 1;
+
+/// What a record of any version has.
+#[derive(Deserialize)]
+struct RunHead {
+    #[serde(default = "first_version")]
+    version: u64,
+}
+
+fn first_version() -> u64 {
+    1
+}
+
+/// The record as it is written.
+#[derive(Serialize)]
+struct VersionedRun<'a> {
+    version: u64,
+    #[serde(flatten)]
+    run: &'a ProcessRun,
+}
+
 /// The record of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct ProcessRun {
@@ -161,7 +184,8 @@ fn identify(pid: u32) -> Option<ProcessId> {
 }
 
 fn padded(run: &ProcessRun) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec(run).expect("a run is plain data");
+    let record = VersionedRun { version: VERSION, run };
+    let mut bytes = serde_json::to_vec(&record).expect("a run is plain data");
     assert!(bytes.len() < SIZE_BYTES, "a run's record fits its file");
     bytes.resize(SIZE_BYTES - 1, b' ');
     bytes.push(b'\n');
@@ -171,30 +195,51 @@ fn padded(run: &ProcessRun) -> Vec<u8> {
 /// Reads the record of the last run; `None` if there was none.
 ///
 /// # Errors
-/// `Record` if the file is not a valid one.
+/// `Record` if the file is not a valid one, or has a version that this program does not know.
 pub(crate) fn read(path: &Path) -> Result<Option<ProcessRun>> {
+    read_or_loss(path)?
+}
+
+/// Reads the record of the last run as [`read`] does; the inner error is about a file that is not a
+/// record, which the next start may replace.
+///
+/// # Errors
+/// `Record` if the record has a version that this program does not know, and is to be kept.
+pub(crate) fn read_or_loss(path: &Path) -> Result<Result<Option<ProcessRun>>> {
     // The keeper may be overwriting it: a torn read is repeated, while an invalid file stays
     // invalid.
     let mut failure = None;
     for _ in 0..3 {
         let bytes = match read_once(path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(None)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(Error::record(path, error.to_string()));
+                return Ok(Err(Error::record(path, error.to_string())));
             }
             Err(error) => return Err(denied("read", path)(error)),
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(run) => return Ok(Some(run)),
+        match parse(path, &bytes)? {
+            Ok(run) => return Ok(Ok(Some(run))),
             Err(error) => failure = Some(error),
         }
     }
     let error = Error::record(path, "not the record of a run");
-    Err(match failure {
+    Ok(Err(match failure {
         Some(failure) => error.with_source(failure),
         None => error,
-    })
+    }))
+}
+
+/// Parses a record; the outer error is about its version.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Result<ProcessRun, serde_json::Error>> {
+    match serde_json::from_slice::<RunHead>(bytes) {
+        Ok(RunHead { version: VERSION }) => Ok(serde_json::from_slice(bytes)),
+        Ok(RunHead { version }) => {
+            let problem = format!("the record has version {version}, and this vmkit reads version {VERSION}");
+            Err(Error::record(path, problem))
+        }
+        Err(error) => Ok(Err(error)),
+    }
 }
 
 /// Reads the whole file in one call, with one byte more to detect a foreign one: two calls might
@@ -235,6 +280,31 @@ mod tests {
         let run = read(&file).unwrap().unwrap();
         assert_eq!((run.accel, run.run_dir.as_deref()), (None, Some("/old/vmkit/run/a7c0ea83b7")));
         assert_eq!(run.hypervisor.unwrap().pid, 31214);
+    }
+
+    #[test]
+    fn a_record_has_its_version_and_one_of_a_newer_version_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
+        RunFile::create(&path, Path::new("/run/vm"), None, None).unwrap();
+        let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(record["version"], 1);
+        record.as_object_mut().unwrap().remove("version");
+        fs::write(&path, record.to_string()).unwrap();
+        assert!(read(&path).unwrap().unwrap().keeper.is_some(), "without a version it is the first");
+        for version in ["2", "0", "18446744073709551615"] {
+            let newer = format!("{{\"version\": {version}, \"later\": []}}");
+            fs::write(&path, &newer).unwrap();
+            let error = read_or_loss(&path).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Record);
+            let expected = format!("{}: the record has version {version}, and", path.display());
+            assert!(error.to_string().starts_with(&expected), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+        }
+        for lost in ["", "{", "[]", "{\"version\": \"2\"}", "{\"version\": -1}"] {
+            fs::write(&path, lost).unwrap();
+            read_or_loss(&path).unwrap().unwrap_err();
+        }
     }
 
     #[test]
