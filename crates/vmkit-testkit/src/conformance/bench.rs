@@ -254,7 +254,7 @@ impl<H: Backend> CaseBench<H> {
             }
             Situation::Failed => {
                 let Some(break_vm) = &self.options.break_vm else {
-                    return Err(CaseStop::Skipped("nobody told the suite how to make a VM fail".into()));
+                    return Err(CaseStop::Skipped("the suite has no way to make a VM fail".into()));
                 };
                 let vm = self.apply(&vm, Operation::Start).await??;
                 break_vm(&vm);

@@ -8,8 +8,9 @@
 //! without which no VM becomes `Failed` and those cases are skipped;
 //! [`Conformance::counting_guests`] and [`Conformance::finding_leftovers`], without which "one
 //! guest" and "nothing left behind" mean only what the backend itself says;
-//! [`Conformance::printing`] and [`Conformance::forwarding`], without which consoles and forwards
-//! are not tried.
+//! [`Conformance::printing`], [`Conformance::forwarding`], [`Conformance::powering_off`] and
+//! [`Conformance::serving_ssh`], without which consoles, forwards, a guest's own end and SSH are
+//! not tried.
 
 mod abilities;
 mod bench;
@@ -17,6 +18,7 @@ mod contract;
 mod drops;
 mod options;
 mod report;
+mod runs;
 mod together;
 
 use std::future::Future;
@@ -46,6 +48,7 @@ where
     cases.extend(together::cases());
     cases.extend(drops::cases());
     cases.extend(abilities::cases());
+    cases.extend(runs::cases());
     let mut report = ConformanceReport::default();
     for case in cases {
         let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));

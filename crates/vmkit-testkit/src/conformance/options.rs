@@ -11,7 +11,15 @@ type MakeSpec = Arc<dyn Fn(VmName) -> VmSpec + Send + Sync>;
 type BreakVm = Arc<dyn Fn(&VmHandle) + Send + Sync>;
 type CountGuests = Arc<dyn Fn(&VmHandle) -> usize + Send + Sync>;
 type PrintLine = Arc<dyn Fn(&VmHandle) -> String + Send + Sync>;
+type Trigger = Arc<dyn Fn(&VmHandle) + Send + Sync>;
 type FindLeftovers = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// A guest that powers itself off.
+#[derive(Clone)]
+pub(super) struct SelfPowerOff {
+    pub(super) spec: MakeSpec,
+    pub(super) trigger: Trigger,
+}
 
 /// What the suite has to know of a backend.
 #[derive(Clone)]
@@ -27,6 +35,8 @@ pub struct Conformance {
     pub(super) print: Option<PrintLine>,
     pub(super) forward: Option<PortForward>,
     pub(super) home: Option<PathBuf>,
+    pub(super) power_off: Option<SelfPowerOff>,
+    pub(super) serves_ssh: bool,
 }
 
 impl Conformance {
@@ -44,6 +54,8 @@ impl Conformance {
             print: None,
             forward: None,
             home: None,
+            power_off: None,
+            serves_ssh: false,
         }
     }
 
@@ -92,6 +104,25 @@ impl Conformance {
     #[must_use]
     pub fn printing(self, print: impl Fn(&VmHandle) -> String + Send + Sync + 'static) -> Self {
         Self { print: Some(Arc::new(print)), ..self }
+    }
+
+    /// Sets the spec whose guest powers itself off, without a `stop`, and what has it do so once it
+    /// runs: nothing for a guest that does so by itself.
+    #[must_use]
+    pub fn powering_off(
+        self,
+        spec: impl Fn(VmName) -> VmSpec + Send + Sync + 'static,
+        trigger: impl Fn(&VmHandle) + Send + Sync + 'static,
+    ) -> Self {
+        let off = SelfPowerOff { spec: Arc::new(spec), trigger: Arc::new(trigger) };
+        Self { power_off: Some(off), ..self }
+    }
+
+    /// Says that the suite's guests run an SSH server, at a forward to their port 22 or at port 22
+    /// of what `guest_ip` returns.
+    #[must_use]
+    pub fn serving_ssh(self) -> Self {
+        Self { serves_ssh: true, ..self }
     }
 
     /// Names the home whose directories the backend has its files in, for what is tried over a

@@ -1,23 +1,25 @@
 //! The backends that run nothing keep the contract, and the suite finds those that don't.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use vmkit::error::Subject;
 use vmkit::lifecycle::{FailureCause, FailureKind, Operation};
-use vmkit::spec::{VmName, VmSpec};
+use vmkit::spec::{Accel, Protocol, VmName, VmSpec};
 use vmkit::{
-    Abilities, Backend, BackendTag, ConsoleEndpoint, DynHypervisor, Error, Hypervisor, NoopHypervisor,
-    Result, RouterHypervisor, VmHandle, VmState,
+    Abilities, ActiveForward, Backend, BackendTag, ConsoleEndpoint, DynHypervisor, Error, Hypervisor,
+    NoopHypervisor, Result, RouterHypervisor, RunInfo, VmHandle, VmState, VncAddress,
 };
 use vmkit_testkit::conformance::{CaseOutcome, ConformanceReport};
 use vmkit_testkit::{Conformance, conformance, paper_spec, walk};
 
 /// Returns the options for a backend over these books.
 fn over(noop: &NoopHypervisor) -> Conformance {
-    let noop = noop.clone();
+    let (noop, off) = (noop.clone(), noop.clone());
     let cause = FailureCause { kind: FailureKind::GuestPanic, detail: "the suite wanted it".into() };
     Conformance::new(paper_spec)
+        .powering_off(paper_spec, move |vm| off.power_off_guest(vm).expect("it runs"))
         .forwarding("4711".parse().expect("a port"))
         .breaking(move |vm| noop.break_vm(vm, cause.clone()).expect("it runs"))
 }
@@ -32,7 +34,8 @@ fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
 
 fn all_passed(report: &ConformanceReport) {
     report.assert();
-    assert_eq!(report.skipped(), 0, "{report}");
+    // Nothing runs an SSH server here: the custom backend with a console has one.
+    assert_eq!(report.skipped(), 1, "{report}");
 }
 
 #[tokio::test]
@@ -105,6 +108,20 @@ enum Fault {
     Endless,
     /// `prepare` takes a name twice.
     SameName,
+    /// The run's accelerator is the one that was asked for, `auto`.
+    RunAccel,
+    /// The run has another console than `console_endpoint` returns.
+    RunConsole,
+    /// The run's monitor is nowhere.
+    RunMonitor,
+    /// The run's process has ended.
+    RunPid,
+    /// The run's screen is served to the network.
+    RunScreen,
+    /// The run has a forward that the spec has not.
+    RunForward,
+    /// A guest's own end is a failure.
+    OwnEnd,
 }
 
 /// The reference, spoilt.
@@ -112,6 +129,27 @@ enum Fault {
 struct Faulty {
     noop: NoopHypervisor,
     fault: Fault,
+}
+
+impl Faulty {
+    fn spoil(&self, run: &mut RunInfo) {
+        let everywhere = "0.0.0.0:5900".parse().unwrap();
+        match self.fault {
+            Fault::RunAccel => run.accel = Some(Accel::Auto),
+            Fault::RunConsole => run.console = ConsoleEndpoint::UnixSocket("/nowhere/console".into()),
+            Fault::RunMonitor => run.monitor = Some("/nowhere/monitor".into()),
+            // No system gives a process this id.
+            Fault::RunPid => run.pid = Some(u32::MAX),
+            Fault::RunScreen => {
+                run.vnc = Some(VncAddress::Tcp { addr: everywhere, password_file: "/nowhere".into() });
+            }
+            Fault::RunForward => {
+                let guest_port = NonZeroU16::new(80).unwrap();
+                run.forwards = vec![ActiveForward { protocol: Protocol::Tcp, host: everywhere, guest_port }];
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Hypervisor for Faulty {
@@ -128,6 +166,9 @@ impl Hypervisor for Faulty {
         let mut handle = self.noop.start(vm).await?;
         if self.fault == Fault::NoFacts {
             handle.run = None;
+        }
+        if let Some(run) = &mut handle.run {
+            self.spoil(run);
         }
         Ok(handle)
     }
@@ -163,7 +204,11 @@ impl Hypervisor for Faulty {
     }
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         assert!(self.fault != Fault::Panics, "the fault of this backend");
-        self.noop.state(vm).await
+        let cause = || FailureCause { kind: FailureKind::GuestPanic, detail: "so it says".into() };
+        match self.noop.state(vm).await? {
+            VmState::Stopped if self.fault == Fault::OwnEnd => Ok(VmState::Failed { cause: cause() }),
+            state => Ok(state),
+        }
     }
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
         self.noop.guest_ip(vm).await
@@ -217,6 +262,21 @@ async fn the_suite_finds_every_fault_and_says_what_it_saw() {
         (Fault::OwnBooks, "another instance knows the vm", "another instance says the VM is Destroyed"),
         (Fault::Endless, "the table holds for suspend of a Running VM", "suspend has not ended after 0.05 s"),
         (Fault::SameName, "prepare refuses a name in use and leaves its vm alone", "not AlreadyExists"),
+        (Fault::RunAccel, "the accelerator of a run is the one in use", "is `auto`"),
+        (
+            Fault::RunConsole,
+            "the console of a run is the one of console endpoint",
+            "console_endpoint returns None",
+        ),
+        (Fault::RunMonitor, "the sockets of a run are there while it lives", "/nowhere/monitor"),
+        (Fault::RunPid, "the process of a run lives as long as the run", "4294967295 does not"),
+        (Fault::RunScreen, "the screen of a run is where the run says", "beyond loopback, at 0.0.0.0:5900"),
+        (Fault::RunForward, "the forwards of a run are those of its spec", "0.0.0.0:5900"),
+        (
+            Fault::OwnEnd,
+            "a guest that powers itself off is stopped and starts again",
+            "a guest powered itself off, and its VM is Failed",
+        ),
     ];
     for (fault, case, words) in faults {
         let noop = NoopHypervisor::new();
@@ -254,6 +314,6 @@ async fn a_vm_that_can_not_be_made_to_fail_skips_those_cases_and_says_why() {
     let noop = NoopHypervisor::new();
     let report = conformance::run(move || noop.clone(), Conformance::new(paper_spec)).await;
     report.assert();
-    assert_eq!(report.skipped(), [Operation::Start; 5].len() + 2);
-    assert!(report.to_string().contains("nobody told the suite how to make a VM fail"), "{report}");
+    assert_eq!(report.skipped(), [Operation::Start; 5].len() + 4);
+    assert!(report.to_string().contains("the suite has no way to make a VM fail"), "{report}");
 }

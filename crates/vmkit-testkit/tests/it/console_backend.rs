@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use uuid::Uuid;
-use vmkit::spec::{VmName, VmSpec};
+use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{
     Abilities, Backend, BackendTag, BoundedLog, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
@@ -120,7 +121,7 @@ impl Hypervisor for Talking {
         self.noop.state(vm).await
     }
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        self.noop.guest_ip(vm).await
+        self.noop.guest_ip(vm).await.map(|_| GUEST.to_string())
     }
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
         self.noop.console_endpoint(vm).map(|_| ConsoleEndpoint::UnixSocket(self.socket(vm)))
@@ -135,6 +136,28 @@ impl Backend for Talking {
         let abilities = Abilities::none().with_suspend().with_guest_ip().with_console();
         if self.is_shared { abilities.with_shared_console() } else { abilities }
     }
+}
+
+/// The address of the guests: one of loopback that nothing else listens at.
+const GUEST: Ipv4Addr = Ipv4Addr::new(127, 0, 77, 1);
+
+/// Returns a spec without user networking, whose guest is reached at its address.
+fn on_a_network(name: VmName) -> VmSpec {
+    let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: String::new() };
+    let network = "vnic:net0".parse().unwrap();
+    VmSpec::builder(name).boot(Boot::Kernel(kernel)).network(network).build().unwrap()
+}
+
+/// Sends an SSH server's banner to each client of the guests' port 22; returns false if this user
+/// may not listen there.
+fn serve_ssh() -> bool {
+    let Ok(listener) = TcpListener::bind((GUEST, 22)) else { return false };
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.write_all(b"SSH-2.0-test\r\n");
+        }
+    });
+    true
 }
 
 /// Runs two VMs one after the other under one name, and returns the manager of the second run, in
@@ -154,13 +177,21 @@ async fn a_custom_backend_with_a_console_keeps_the_contract() {
     let temp = tempfile::tempdir().unwrap();
     let talking = Talking::over(&NoopHypervisor::new(), temp.path());
     let printing = talking.clone();
-    let options = Conformance::new(paper_spec).printing(move |vm| {
+    let is_served = serve_ssh();
+    if !is_served {
+        println!("SKIP: this user may not listen at port 22 of {GUEST}");
+    }
+    let options = Conformance::new(on_a_network);
+    let options = if is_served { options.serving_ssh() } else { options };
+    let options = options.printing(move |vm| {
         printing.print(vm, "guest: ready\n");
         "guest: ready".to_owned()
     });
     let report = conformance::run(move || talking.clone(), options).await;
     report.assert();
-    assert!(report.to_string().contains("passed   a line printed before attaching is heard"), "{report}");
+    let text = report.to_string();
+    assert!(text.contains("passed   a line printed before attaching is heard"), "{text}");
+    assert_eq!(text.contains("passed   ssh is found by what the backend says"), is_served, "{text}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::abilities::{Abilities, PortForwarding, Preflight};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::hypervisor::{Backend, Hypervisor};
-use crate::lifecycle::{FailureCause, Operation, VmState, next};
+use crate::lifecycle::{FailureCause, InvalidTransition, Operation, VmState, next};
 use crate::spec::{PortForward, VmName, VmSpec};
 
 /// A hypervisor that only keeps the books; clones share them.
@@ -59,6 +59,21 @@ impl NoopHypervisor {
     pub fn break_vm(&self, vm: &VmHandle, cause: FailureCause) -> Result<()> {
         match self.books().vms.get_mut(&vm.id) {
             Some((_, state)) => *state = VmState::Failed { cause },
+            None => return Err(missing(vm)),
+        }
+        Ok(())
+    }
+
+    /// Sets a running VM to stopped, as a guest that powers itself off would.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such VM; `InvalidState` if it does not run.
+    pub fn power_off_guest(&self, vm: &VmHandle) -> Result<()> {
+        match self.books().vms.get_mut(&vm.id) {
+            Some((_, state @ VmState::Running)) => *state = VmState::Stopped,
+            Some((_, state)) => {
+                return Err(InvalidTransition { state: state.clone(), operation: Operation::Stop }.into());
+            }
             None => return Err(missing(vm)),
         }
         Ok(())

@@ -23,7 +23,15 @@ use world::{Remote, World};
 async fn a_server_for_each_vm_keeps_the_contract() {
     let world = World::new();
     let (specs, vms, guests, left) = (world.clone(), world.clone(), world.clone(), world.clone());
+    let (off, typing) = (world.clone(), world.hypervisor());
     let options = Conformance::new(move |name| specs.spec(name))
+        .powering_off(
+            move |name| off.spec(name),
+            move |vm| {
+                let typed = world::type_at_console(&typing, vm, "poweroff\r");
+                tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(typed));
+            },
+        )
         .breaking(|vm| world::kill(vm.run.as_ref().unwrap().pid.unwrap()))
         .counting_guests(move |vm| guests.guests(vm))
         .finding_leftovers(move || left.left());
@@ -37,7 +45,9 @@ async fn a_server_that_runs_already_keeps_the_contract_one_vm_after_the_other() 
     let remote = Remote::new();
     let (specs, vms, breaking, guests, left) =
         (remote.clone(), remote.clone(), remote.clone(), remote.clone(), remote.clone());
+    let (off, ending) = (remote.clone(), remote.clone());
     let options = Conformance::new(move |name| specs.spec(name))
+        .powering_off(move |name| off.spec(name), move |_| ending.power_off())
         .breaking(move |_| breaking.forget())
         .counting_guests(move |vm| guests.guests(vm))
         .finding_leftovers(move || left.left());

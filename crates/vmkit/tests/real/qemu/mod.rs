@@ -70,6 +70,10 @@ async fn the_real_qemu_keeps_the_contract() {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     })
     .printing(|_| guest::tiny().ready_line.clone())
+    .powering_off(
+        |name| guest::tiny().spec(name.as_str(), MachineType::Q35, "vmkit.poweroff").build().unwrap(),
+        |_| {},
+    )
     .home(dir.path())
     .forwarding("4711".parse().unwrap())
     .finding_leftovers(move || roots.iter().flat_map(|root| entries(root)).collect());
