@@ -58,21 +58,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     warnings::print_from_now_on();
     let mut context = None;
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let outcome = match CommandLine::try_parse_from(&arguments) {
-        Ok(arguments) => {
-            let context = context.insert(arguments.context());
-            arguments.run(context)
-        }
-        Err(error) if !error.use_stderr() => output::help(&error),
-        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => Err(no_text(&arguments)),
-        Err(error) => Err(refused(error)),
-    };
-    match outcome {
+    // To parse the arguments alone takes some of it.
+    let outcome = threads::check_stack().map_err(Failure::from);
+    match outcome.and_then(|()| follow_arguments(&arguments, &mut context)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tell(&failure, context.as_ref());
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+fn follow_arguments(arguments: &[OsString], context: &mut Option<CommandContext>) -> Result<(), Failure> {
+    match CommandLine::try_parse_from(arguments) {
+        Ok(arguments) => {
+            let context = context.insert(arguments.context());
+            arguments.run(context)
+        }
+        Err(error) if !error.use_stderr() => output::help(&error),
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => Err(no_text(arguments)),
+        Err(error) => Err(refused(error)),
     }
 }
 

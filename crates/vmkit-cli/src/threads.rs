@@ -1,4 +1,4 @@
-//! Whether this process can create the threads that a command needs.
+//! Whether this process can create the threads that a command needs, and has a stack for the first.
 //!
 //! Tokio panics where it can't create one, and a thread that is missing later leaves work half
 //! done. So a command looks before it begins.
@@ -14,6 +14,25 @@ use vmkit::Error;
 const NEEDED: usize = 5;
 /// Enough for a thread that does nothing. Source: pthread_attr_setstacksize(3).
 const STACK_BYTES: usize = 64 << 10;
+
+/// The stack that the first thread of a command needs at least, with room to spare.
+const FIRST_STACK_BYTES: u64 = 1 << 20;
+
+/// Checks that the first thread's stack can grow: a command, and QEMU, would end in the middle.
+///
+/// # Errors
+/// `Host` with the limit.
+pub(crate) fn check_stack() -> Result<(), Error> {
+    match getrlimit(Resource::Stack).current {
+        Some(most) if most < FIRST_STACK_BYTES => {
+            let problem = format!(
+                "a stack has at most {most} bytes, by `ulimit -s` (expected at least {FIRST_STACK_BYTES})"
+            );
+            Err(Error::host("RLIMIT_STACK", problem))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Checks that the threads of a command can be created.
 ///

@@ -131,8 +131,9 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
 fn of_limit(error: &Error) -> Option<String> {
     let limit = |resource| getrlimit(resource).current;
     let memory = || {
-        let most = limit(Resource::As)?;
-        Some(format!("RLIMIT_AS allows {most} bytes of memory: `ulimit -v` shows and sets it"))
+        let all = limit(Resource::As).map(|most| ("RLIMIT_AS", "v", most));
+        let (name, letter, most) = all.or(limit(Resource::Data).map(|most| ("RLIMIT_DATA", "d", most)))?;
+        Some(format!("{name} allows {most} bytes of memory: `ulimit -{letter}` shows and sets it"))
     };
     let processes = || {
         let most = limit(Resource::Nproc)?;

@@ -190,3 +190,42 @@ fn a_disk_that_can_not_be_written_is_refused_unless_it_is_only_read() {
         "{refused:?}"
     );
 }
+
+#[test]
+fn a_vm_on_a_disk_that_is_not_mounted_is_listed_and_keeps_its_image() {
+    let host = Host::with_refusing_qemu();
+    host.must(["image", "import", "base.img", "--name", "mine"]);
+    host.must(["create", "web", "--image", "mine", "--accel", "tcg"]);
+    // One VM, and then all of them, behind a link whose target comes and goes.
+    for behind in ["vms/web", "vms"] {
+        let (link, disk, mounted) = (host.home().join(behind), host.file("disk"), host.file("mounted"));
+        fs::rename(&link, &disk).unwrap();
+        std::os::unix::fs::symlink(&mounted, &link).unwrap();
+        let said = format!("{}: this link leads to nothing: mount what it leads to", link.display());
+        let refused: [&[&str]; 6] = [
+            &["info", "web"],
+            &["start", "web"],
+            &["rm", "--force", "web"],
+            &["create", "db", "--image", "mine", "--accel", "tcg"],
+            &["image", "rm", "mine"],
+            &["image", "prune", "--all"],
+        ];
+        for arguments in refused {
+            if behind == "vms/web" && arguments[0] == "create" {
+                // Another VM is none of its business.
+                continue;
+            }
+            let answer = host.vmkit(arguments);
+            assert_eq!(answer.code, Some(2), "{arguments:?}: {answer:?}");
+            assert!(answer.stderr.contains(&said), "{arguments:?}: {answer:?}");
+        }
+        let listed = host.vmkit(["ls", "--json"]);
+        let is_shown = listed.stdout.contains("this link leads to nothing");
+        assert!(is_shown || listed.stderr.contains(&said), "{listed:?}");
+        fs::rename(&disk, &mounted).unwrap();
+        assert!(host.must(["ls"]).contains("web"));
+        fs::remove_file(&link).unwrap();
+        fs::rename(&mounted, &link).unwrap();
+    }
+    assert_eq!(host.vmkit(["image", "rm", "mine"]).code, Some(6));
+}

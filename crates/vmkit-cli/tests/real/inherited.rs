@@ -109,6 +109,38 @@ fn a_limit_of_open_files_is_lifted_or_named() {
 }
 
 #[test]
+fn a_small_stack_is_raised_or_named() {
+    let life = Life::new();
+    let create = create_arguments(&guest::tiny(), "web", "");
+    life.must(create);
+    // QEMU's threads have stacks of the limit.
+    assert_eq!(by_shell(&life, "ulimit -Ss 64", &["start", "web"]).code, Some(0));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", life.qemu("web"))).unwrap();
+    let stack = limits.lines().find(|line| line.starts_with("Max stack size")).unwrap();
+    assert!(stack.split_whitespace().any(|word| word == "8388608"), "{stack}");
+    for arguments in [&["ls"][..], &["stop", "web", "--timeout", "0"]] {
+        let answer = by_shell(&life, "ulimit -s 64", arguments);
+        assert_eq!(answer.code, Some(2), "{answer:?}");
+        assert!(answer.stderr.starts_with("error: RLIMIT_STACK: a stack has at most 65536 bytes"));
+    }
+    life.must(["stop", "web", "--timeout", "0"]);
+}
+
+#[test]
+fn a_guest_that_used_up_its_cpu_time_has_failed_with_the_name_of_the_limit() {
+    let life = Life::new();
+    // A boot by TCG takes more than that.
+    let create = create_arguments(&guest::tiny(), "web", "");
+    life.must(create);
+    assert_eq!(by_shell(&life, "ulimit -t 2", &["start", "web"]).code, Some(0));
+    let waited = life.vmkit(["wait", "web", "stopped", "--timeout", "170"]);
+    assert_eq!(waited.code, Some(4), "{waited:?}");
+    assert!(waited.stderr.contains("SIGXCPU: RLIMIT_CPU"), "{waited:?}");
+    let doctor = by_shell(&life, "ulimit -t 2", &["doctor"]);
+    assert!(doctor.stdout.contains("RLIMIT_CPU"), "{doctor:?}");
+}
+
+#[test]
 fn a_limit_of_few_processes_is_named_and_leaves_nothing() {
     let Some(host) = host_of_other_user() else { return };
     for arguments in [&["ls"][..], &["create", "web", "--image", "base.img", "--accel", "tcg"], &["doctor"]] {

@@ -13,6 +13,8 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::sys;
 
+/// The usual limit of a stack.
+const STACK_BYTES: u64 = 8 << 20;
 /// The bits of a file's mode that are its owner's.
 const OWNER: u32 = 0o700;
 /// The last number of a signal that can be set: signal(7), the real-time signals among them.
@@ -23,7 +25,8 @@ const LAST_SIGNAL: c_int = 64;
 /// - SIGCHLD has its default effect: while it is ignored, the ends of child processes are lost.
 /// - A write beyond RLIMIT_FSIZE fails instead of ending the process; a child has the default
 ///   effect.
-/// - As many descriptors can be open as RLIMIT_NOFILE's hard limit allows.
+/// - As many descriptors can be open as RLIMIT_NOFILE's hard limit allows, and stacks can grow to
+///   what is usual: QEMU's threads have stacks of RLIMIT_STACK.
 /// - The file mode mask does not take away the owner's own permissions.
 ///
 /// The library never does this by itself, for the process is its program's. A program for which
@@ -33,6 +36,7 @@ pub fn settle() {
     default_effect(Signal::CHILD);
     survive_file_limit();
     raise_descriptor_limit();
+    raise_stack_limit();
     let mask = rustix::process::umask(Mode::empty());
     rustix::process::umask(mask.difference(Mode::from_raw_mode(OWNER as _)));
 }
@@ -51,6 +55,8 @@ pub(crate) fn settle_keeper() {
     }
     survive_file_limit();
     raise_descriptor_limit();
+    raise_stack_limit();
+    make_room_for_processor_signal();
 }
 
 /// Returns the most descriptors that this process can have open: RLIMIT_NOFILE's hard limit.
@@ -94,6 +100,28 @@ fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it is refused, what needs it says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Raises the limit of stacks to what is usual, or as far as its hard limit allows: it is that of
+/// each thread of QEMU.
+fn raise_stack_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Stack);
+    let most = maximum.map_or(STACK_BYTES, |most| most.min(STACK_BYTES));
+    if current.is_some_and(|current| current < most) {
+        // Where it is refused, what needs it says so.
+        let _ = setrlimit(Resource::Stack, Rlimit { current: Some(most), maximum });
+    }
+}
+
+/// Lets a child that uses up its CPU time end by SIGXCPU, which names the cause: at the hard limit
+/// the kernel sends SIGKILL.
+fn make_room_for_processor_signal() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Cpu);
+    let Some(before) = maximum.map(|most| most.saturating_sub(1)) else { return };
+    if before > 0 && current.is_none_or(|current| current > before) {
+        // Where it is refused, the child ends by SIGKILL.
+        let _ = setrlimit(Resource::Cpu, Rlimit { current: Some(before), maximum });
+    }
 }
 
 #[cfg(test)]

@@ -179,9 +179,26 @@ pub(crate) fn create_private(path: &Path) -> Result<()> {
         step("create a directory").and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(path));
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            check_is_mounted(path)?;
             Err(Error::host(path.display().to_string(), "this is not a directory"))
         }
         made => made.map_err(denied("create", path)),
+    }
+}
+
+/// Refuses a path below a link that leads to nothing, such as one to a disk that is not mounted:
+/// what is not there now is not gone.
+///
+/// # Errors
+/// `Host`.
+pub(super) fn check_is_mounted(path: &Path) -> Result<()> {
+    let leads_nowhere = |path: &&Path| path.is_symlink() && !path.exists();
+    match path.ancestors().find(leads_nowhere) {
+        Some(link) => {
+            let problem = "this link leads to nothing: mount what it leads to, or remove the link";
+            Err(Error::host(link.display().to_string(), problem))
+        }
+        None => Ok(()),
     }
 }
 

@@ -80,11 +80,16 @@ impl RecordStore {
     }
 
     /// Returns the names of all directories that may be a VM's, sorted.
+    ///
+    /// # Errors
+    /// `Io`; `Host` if a link to the directories leads to nothing.
     pub(crate) fn names(&self) -> Result<Vec<VmName>> {
         let vms = self.home.vms();
         let entries = match fs::read_dir(vms) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return home::check_is_mounted(vms).map(|()| Vec::new());
+            }
             Err(error) => return Err(denied("read", vms)(error)),
         };
         let mut names = Vec::new();
@@ -103,7 +108,7 @@ impl RecordStore {
     /// # Errors
     /// `NotFound` without a VM of that name, `Record` for a record that can't be used.
     pub(crate) fn read(&self, name: &VmName) -> Result<VmRecord> {
-        read(&self.home, name)?.ok_or_else(|| missing(name))
+        read(&self.home, name)?.ok_or_else(|| self.missing(name))
     }
 
     /// Reads a VM's record without its lock, and returns whether its operation was interrupted: no
@@ -150,7 +155,7 @@ impl RecordStore {
         self.home.refuse_other_user(&dir)?;
         match acquire(name, &dir, deadline).await? {
             Some(lock) => Ok(self.locked(name, dir, lock)),
-            None => Err(missing(name)),
+            None => Err(self.missing(name)),
         }
     }
 
@@ -192,6 +197,12 @@ impl RecordStore {
 }
 
 impl RecordStore {
+    /// Returns why there is no VM of this name.
+    fn missing(&self, name: &VmName) -> Error {
+        let not_found = || Error::not_found(Subject::Vm, name);
+        home::check_is_mounted(&self.home.vm(name)).err().unwrap_or_else(not_found)
+    }
+
     fn locked(&self, name: &VmName, dir: PathBuf, lock: lock::FileLock) -> LockedVm {
         LockedVm { name: name.clone(), dir, home: self.home.clone(), _lock: lock }
     }
@@ -203,8 +214,4 @@ async fn acquire(name: &VmName, dir: &Path, deadline: Instant) -> Result<Option<
         Error::Busy { holder, .. } => Error::Busy { what: format!("VM `{name}`"), holder },
         error => error,
     })
-}
-
-fn missing(name: &VmName) -> Error {
-    Error::not_found(Subject::Vm, name)
 }

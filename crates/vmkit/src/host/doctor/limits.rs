@@ -23,6 +23,10 @@ pub struct ProcessLimits {
     pub file_bytes: Option<u64>,
     /// How much memory it can map, in bytes: RLIMIT_AS.
     pub memory_bytes: Option<u64>,
+    /// How much memory of its own it can have, in bytes: RLIMIT_DATA.
+    pub data_bytes: Option<u64>,
+    /// For how many seconds it can use a processor: RLIMIT_CPU.
+    pub processor_seconds: Option<u64>,
     /// How many processes and threads its user can have: RLIMIT_NPROC. It does not hold for root.
     pub processes: Option<u64>,
 }
@@ -36,6 +40,8 @@ impl ProcessLimits {
             descriptors: of(Resource::Nofile).maximum,
             file_bytes: of(Resource::Fsize).current,
             memory_bytes: of(Resource::As).current,
+            data_bytes: of(Resource::Data).current,
+            processor_seconds: of(Resource::Cpu).current,
             processes: of(Resource::Nproc).current.filter(|_| !geteuid().is_root()),
         }
     }
@@ -68,14 +74,19 @@ fn sizes(limits: &ProcessLimits) -> HostCheck {
     if let Some(bytes) = limits.memory_bytes {
         found.push(format!("a process has at most {bytes} bytes of memory (RLIMIT_AS, `ulimit -v`)"));
     }
+    if let Some(bytes) = limits.data_bytes {
+        found.push(format!("a process has at most {bytes} bytes of its own (RLIMIT_DATA, `ulimit -d`)"));
+    }
+    if let Some(seconds) = limits.processor_seconds {
+        found.push(format!("a VM ends after {seconds} s of CPU time (RLIMIT_CPU, `ulimit -t`)"));
+    }
     if let Some(most) = limits.processes.filter(|most| *most < FEW_PROCESSES) {
         found.push(format!("this user has at most {most} processes and threads (RLIMIT_NPROC, `ulimit -u`)"));
     }
     match found.is_empty() {
-        true => ok("limits", "the limits of file size, memory and processes suffice for a VM"),
+        true => ok("limits", "the limits of file size, memory, CPU time and processes suffice for a VM"),
         false => {
-            let advice =
-                "raise them, or VMs that need more fail: disks, the guest's memory and QEMU's threads count";
+            let advice = "raise them, or VMs that need more fail: disks, the guest's memory, its CPU time and QEMU's threads count";
             bad("limits", CheckStatus::Warn, found.join("; "), advice)
         }
     }
@@ -87,7 +98,14 @@ mod tests {
 
     #[test]
     fn a_limit_that_keeps_vms_from_running_is_named() {
-        let none = ProcessLimits { descriptors: None, file_bytes: None, memory_bytes: None, processes: None };
+        let none = ProcessLimits {
+            descriptors: None,
+            file_bytes: None,
+            memory_bytes: None,
+            data_bytes: None,
+            processor_seconds: None,
+            processes: None,
+        };
         assert!(limits(&none).iter().all(|check| check.status == CheckStatus::Ok));
         for (found, name, status, said) in [
             (
@@ -103,6 +121,8 @@ mod tests {
                 "256 open files",
             ),
             (ProcessLimits { file_bytes: Some(4096), ..none }, "limits", CheckStatus::Warn, "RLIMIT_FSIZE"),
+            (ProcessLimits { data_bytes: Some(4096), ..none }, "limits", CheckStatus::Warn, "RLIMIT_DATA"),
+            (ProcessLimits { processor_seconds: Some(9), ..none }, "limits", CheckStatus::Warn, "RLIMIT_CPU"),
             (ProcessLimits { processes: Some(9), ..none }, "limits", CheckStatus::Warn, "RLIMIT_NPROC"),
             (ProcessLimits { memory_bytes: Some(1 << 30), ..none }, "limits", CheckStatus::Warn, "RLIMIT_AS"),
         ] {
