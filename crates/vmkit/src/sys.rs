@@ -239,7 +239,7 @@ mod guest {
         /// If the bytes do not fit.
         pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
             let end = address.checked_add(bytes.len()).expect("an address in the tiny guest");
-            assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+            assert!(end <= self.memory.len, "{end:#x} is beyond the guest's memory");
             // SAFETY: the range was checked; `&mut self` means that the vCPU is not running.
             unsafe {
                 let target = self.memory.start.as_ptr().cast::<u8>().add(address);
@@ -253,7 +253,7 @@ mod guest {
         /// If the range is not within the memory.
         pub(crate) fn read_u128(&mut self, address: usize) -> u128 {
             let end = address.checked_add(size_of::<u128>()).expect("an address in the tiny guest");
-            assert!(end <= self.memory.len, "{end:#x} lies behind the guest's memory");
+            assert!(end <= self.memory.len, "{end:#x} is beyond the guest's memory");
             // SAFETY: the range was checked; `&mut self` means that the vCPU is not running; any
             // bytes are a valid u128.
             unsafe { self.memory.start.as_ptr().cast::<u8>().add(address).cast::<u128>().read_unaligned() }
@@ -275,7 +275,7 @@ mod guest {
             let start = unsafe {
                 mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
             }?;
-            Ok(Self { start: NonNull::new(start).expect("mmap answers an address or an error"), len })
+            Ok(Self { start: NonNull::new(start).expect("mmap returns an address or an error"), len })
         }
     }
 

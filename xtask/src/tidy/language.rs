@@ -95,7 +95,8 @@ fn check_columns(line: &str, number: usize, findings: &mut Findings) {
     }
 }
 
-fn check_words(text: &str, line: usize, findings: &mut Findings) {
+/// Adds the words of a text that are not of the field; names in backticks pass.
+pub(super) fn check_words(text: &str, line: usize, findings: &mut Findings) {
     // The even parts are outside of backticks: what is inside is a name.
     let prose = text.split('`').step_by(2).collect::<Vec<_>>().join(" ").to_lowercase();
     for (word, instead) in WORDS.iter().filter(|(word, _)| super::contains_word(&prose, word)) {

@@ -15,6 +15,7 @@
 //! | a message has no other error's text, a hint matches no words | the library and the command, but for what `old_errors.txt` counts |
 //! | a relative link has a target | every Markdown file |
 //! | comments and prose are plain English in 100 columns | every Rust and Markdown file |
+//! | messages are plain English | the library and the command, outside tests |
 //!
 //! Files are those that git tracks or would track.
 
@@ -23,6 +24,7 @@ mod errors;
 mod graph;
 mod language;
 mod links;
+mod messages;
 mod names;
 mod syntax;
 mod test_files;
@@ -105,6 +107,9 @@ fn check(repository: &Path) -> Result<Vec<Violation>> {
                 names.add(&path, &syntax);
                 if ["crates/vmkit/src", "crates/vmkit-cli/src"].iter().any(|part| path.starts_with(part)) {
                     errors::check(&syntax, &mut findings);
+                    if !path.to_string_lossy().ends_with("_tests.rs") {
+                        messages::check(&syntax, &mut findings);
+                    }
                 }
                 graph.add(&path, &text, &syntax);
             }

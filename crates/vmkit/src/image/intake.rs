@@ -126,7 +126,7 @@ impl ImageIntake {
             // If the keeper has ended already, its result has the reason.
             let _ = sender.send(IntakePiece::End).await;
         }
-        self.outcome.await.expect("the keeper answers after the end")
+        self.outcome.await.expect("the keeper replies after the end")
     }
 }
 
@@ -306,7 +306,7 @@ impl<T: Send + 'static> IntakeBranch<T> {
     }
 
     fn outcome(&self) -> Result<T> {
-        self.answer.recv().expect("the thread answers before it ends")
+        self.answer.recv().expect("the thread replies before it ends")
     }
 }
 

@@ -75,11 +75,11 @@ pub enum StepReason {
 }
 
 impl StepReason {
-    /// Returns the reason in a word or two, such as `cut off`.
+    /// Returns the reason in a word or two, such as `interrupted`.
     pub fn as_str(&self) -> &'static str {
         match self {
             StepReason::New => "new",
-            StepReason::CutOff => "cut off",
+            StepReason::CutOff => "interrupted",
             StepReason::Failed => "failed before",
             StepReason::Changed => "changed",
             StepReason::Always => "every time",

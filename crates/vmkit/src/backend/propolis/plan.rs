@@ -302,7 +302,7 @@ pub(super) fn plan(
     });
     let components = components(&disks, facts.seed.as_deref(), vnic);
     let board = Board {
-        cpus: u8::try_from(spec.cpus()).expect("32 at the most, as was checked"),
+        cpus: u8::try_from(spec.cpus()).expect("at most 32, as was checked"),
         memory_mb: spec.memory().mib(),
         chipset: Chipset::I440Fx { enable_pcie: false },
     };
@@ -515,7 +515,7 @@ fn slot(device: u8) -> PciPath {
 }
 
 fn disk_slot(index: usize) -> u8 {
-    let index = u8::try_from(index).expect("12 disks at the most, as was checked");
+    let index = u8::try_from(index).expect("at most 12 disks, as was checked");
     if index < 8 { 16 + index } else { 18 + index }
 }
 
