@@ -2,14 +2,16 @@
 //! and nothing else.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use vmkit::qemu::QemuPlan;
 
 use crate::Result;
@@ -51,6 +53,18 @@ impl Outfit {
         let mut command = Command::new(&plan.program);
         command.args(&plan.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { command, run, descriptors })
+    }
+
+    /// Adds arguments.
+    pub(crate) fn with_args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Adds an open file under a number.
+    pub(crate) fn with_file(mut self, file: File, number: i32) -> Result<Self> {
+        self.descriptors.push(inheritable(file.into(), number)?);
+        Ok(self)
     }
 
     /// Executes it.
@@ -119,14 +133,41 @@ impl Monitor {
         self.line_with("\"return\"")
     }
 
+    /// Runs a command with arguments, as JSON.
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: &str) -> Result<()> {
+        self.0.get_mut().write_all(line(command, Some(arguments)).as_bytes())?;
+        self.line_with("\"return\"")
+    }
+
+    /// Gives QEMU an open file under a name.
+    pub(crate) fn give_file(&mut self, name: &str, file: &File) -> Result<()> {
+        let text = line("getfd", Some(&format!("{{\"fdname\": \"{name}\"}}")));
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = [file.as_fd()];
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let bytes = [IoSlice::new(text.as_bytes())];
+        rustix::net::sendmsg(self.0.get_ref(), &bytes, &mut control, SendFlags::NOSIGNAL)?;
+        self.line_with("\"return\"")
+    }
+
+    /// Waits for a line with this word, such as an event.
+    pub(crate) fn says(&mut self, word: &str) -> Result<()> {
+        self.line_with(word)
+    }
+
     fn send(&mut self, command: &str) -> Result<()> {
-        let line = format!("{{\"execute\": \"{command}\"}}\n");
-        Ok(self.0.get_mut().write_all(line.as_bytes())?)
+        Ok(self.0.get_mut().write_all(line(command, None).as_bytes())?)
     }
 
     fn line_with(&mut self, word: &str) -> Result<()> {
         line_with(&mut self.0, word)
     }
+}
+
+fn line(command: &str, arguments: Option<&str>) -> String {
+    let arguments = arguments.map_or(String::new(), |arguments| format!(", \"arguments\": {arguments}"));
+    format!("{{\"execute\": \"{command}\"{arguments}}}\n")
 }
 
 /// Asks all monitors for their status, all at the same time, and returns how long that took.

@@ -8,11 +8,13 @@ use serde::{Serialize, Serializer};
 use crate::Result;
 
 /// All figures, in the order in which they are printed.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 13] = [
     "start",
     "stop_idle",
     "suspend",
     "resume",
+    "save",
+    "restore",
     "prepare",
     "launch",
     "prompt",

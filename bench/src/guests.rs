@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
 use uuid::Uuid;
+use vmkit::abilities::SaveToDisk;
 use vmkit::spec::{MachineType, VmSpec};
 use vmkit::{ConsoleEndpoint, Hypervisor, QemuHypervisor, VmHandle};
 use vmkit_testkit::guest::{self, DebianGuest};
@@ -66,14 +67,20 @@ impl Bench {
 
     /// Boots a guest by vmkit and one by hand, and waits until both are idle.
     pub(crate) fn idle_guests(&self) -> Result<(Ours<'_>, ByHand)> {
+        self.idle_guests_of_spec().map(|(ours, bare, _)| (ours, bare))
+    }
+
+    /// As [`idle_guests`](Self::idle_guests), with the spec of the one by hand.
+    pub(crate) fn idle_guests_of_spec(&self) -> Result<(Ours<'_>, ByHand, VmSpec)> {
         let mut ours = self.prepare(&self.spec("ours")?)?;
-        let bare = self.outfit(&self.spec("bare")?)?.spawn()?;
+        let spec = self.spec("bare")?;
+        let bare = self.outfit(&spec)?.spawn()?;
         let console = bare.console()?;
         ours.start()?;
         ours.console()?.says(&self.guest.ready_line)?;
         console.says(&self.guest.ready_line)?;
         std::thread::sleep(SETTLING);
-        Ok((ours, bare))
+        Ok((ours, bare, spec))
     }
 }
 
@@ -96,6 +103,11 @@ impl Ours<'_> {
     /// Resumes the VM and returns how long that took.
     pub(crate) fn resume(&mut self) -> Result<Duration> {
         self.timed(async |qemu, vm| qemu.resume(vm).await)
+    }
+
+    /// Saves the VM's guest to disk and returns how long that took.
+    pub(crate) fn save(&mut self) -> Result<Duration> {
+        self.timed(async |qemu, vm| qemu.save(vm).await)
     }
 
     fn timed(

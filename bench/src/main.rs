@@ -19,6 +19,7 @@ mod launch;
 mod operations;
 mod program;
 mod pull;
+mod saving;
 #[allow(clippy::unwrap_used, reason = "it is the tests' own, which may panic")]
 #[path = "../../crates/vmkit/tests/it/sshd.rs"]
 mod sshd;
@@ -88,6 +89,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     measure("stop_idle", &mut || operations::stop_idle(&bench, runs))?;
     measure("suspend", &mut || operations::suspend(&bench, runs))?;
     measure("resume", &mut || operations::resume(&bench, runs))?;
+    measure("save", &mut || saving::save(&bench, runs))?;
+    measure("restore", &mut || saving::restore(&bench, runs))?;
     measure("prepare", &mut || operations::prepare(&bench, runs))?;
     measure("ls_500_stopped", &mut || program.ls_500_stopped(runs))?;
     measure("launch", &mut || launch::launch(&mut program, bench.dir(), runs))?;

@@ -56,7 +56,7 @@ async fn play(dir: &Path, server: &FakePropolis) -> Result<()> {
         other => return Err(Error::failed(format!("suspend is refused, and was not: {other:?}"))),
     }
     manager.stop(&name, Duration::ZERO).await.map_err(failed)?;
-    laps.lap("stop: at once, since nothing is set that asks the guest");
+    laps.lap("stop: hard, since nobody was named who asks the guest");
     laps.lap(&format!("logs: {:?}", logged(&manager, &name)?));
     manager.start(&name).await.map_err(failed)?;
     laps.lap("start again: another VM of the server's, on the same disk");

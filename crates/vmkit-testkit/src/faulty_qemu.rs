@@ -15,10 +15,10 @@
 //! # Ok(()) }
 //! ```
 
-use std::io::{self, BufRead, BufReader, IoSliceMut, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -27,7 +27,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -209,10 +212,11 @@ impl Monitor {
                 });
                 client.shutdown(Shutdown::Both)
             });
-            let received = lines(client, |line| {
+            let files = Mutex::new(Vec::new());
+            let received = lines(FileReceiver { stream: client, files: &files }, |line| {
                 let request: Value = serde_json::from_slice(&line).unwrap_or_default();
                 match self.shared.reply(request["execute"].as_str().unwrap_or_default()) {
-                    None => (&mut &*qemu).write_all(&line),
+                    None => send(qemu, &line, std::mem::take(&mut *held(&files))),
                     Some(None) => Ok(()),
                     Some(Some(value)) => {
                         // QEMU replies to something else at that place: commands may be pipelined.
@@ -229,8 +233,40 @@ impl Monitor {
     }
 }
 
+/// A client's end of a conversation: the open files that come with its lines are kept.
+struct FileReceiver<'a> {
+    stream: &'a UnixStream,
+    files: &'a Mutex<Vec<OwnedFd>>,
+}
+
+impl Read for FileReceiver<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut buffers = [IoSliceMut::new(buffer)];
+        let received = recvmsg(self.stream, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                held(self.files).extend(files);
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
+/// Sends a line, and with it the open files that came with it.
+fn send(qemu: &UnixStream, line: &[u8], files: Vec<OwnedFd>) -> io::Result<()> {
+    let Some(file) = files.first() else { return (&mut &*qemu).write_all(line) };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let files = [file.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&files));
+    let sent = sendmsg(qemu, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?;
+    (&mut &*qemu).write_all(&line[sent..])
+}
+
 /// Passes on each line of a stream, until its end.
-fn lines(stream: &UnixStream, mut take: impl FnMut(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
+fn lines(stream: impl Read, mut take: impl FnMut(Vec<u8>) -> io::Result<()>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = Vec::new();

@@ -23,6 +23,7 @@ pub fn steps(length: usize) -> impl Strategy<Value = Vec<WalkStep>> {
         4 => Just(Operation::Stop),
         4 => Just(Operation::Suspend),
         4 => Just(Operation::Resume),
+        2 => Just(Operation::Save),
         1 => Just(Operation::Destroy),
     ];
     let step =

@@ -19,15 +19,16 @@ use crate::spec::VmSpec;
 /// Runs virtual machines of one kind.
 ///
 /// # State
-/// | | Preparing | Prepared | Running | Suspended | Stopped | Failed | Destroyed |
-/// | --- | --- | --- | --- | --- | --- | --- | --- |
-/// | `start` | error | Running | same | error, says `resume` | Running | Running | error |
-/// | `stop` | error | Stopped | Stopped | Stopped | same | Stopped | error |
-/// | `suspend` | error | error | Suspended | same | error | error | error |
-/// | `resume` | error | error | same | Running | error | error | error |
-/// | `destroy` | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | same |
+/// | | Preparing | Prepared | Running | Suspended | Saved | Stopped | Failed | Destroyed |
+/// | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+/// | `start` | error | Running | same | error, says `resume` | Running | Running | Running | error |
+/// | `stop` | error | Stopped | Stopped | Stopped | Stopped | same | Stopped | error |
+/// | `suspend` | error | error | Suspended | same | error | error | error | error |
+/// | `resume` | error | error | same | Running | Running | error | error | error |
+/// | `destroy` | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | Destroyed | same |
 ///
-/// "same" is success. An operation acts on the real state, which it asks for itself, never on the
+/// "same" is success. Only a backend with [`SaveToDisk`](crate::abilities::SaveToDisk) has VMs in
+/// `Saved`. An operation acts on the real state, which it asks for itself, never on the
 /// state in the handle: a handle may be old. After an operation failed, [`state`](Self::state)
 /// returns the state that the VM was left in; no operation stops halfway between two states.
 ///
@@ -63,14 +64,17 @@ pub trait Hypervisor: Send + Sync {
     ///
     /// Returns when the hypervisor runs, not when the guest is up; bounded by the backend's start
     /// limit (30 s unless set otherwise). On a running VM, returns a handle with the facts of that
-    /// run. On a failed one, ends first what is left of the last run. A backend starts the VM by
+    /// run. On a failed one, ends first what is left of the last run. A saved one continues from
+    /// its memory, which is removed before the guest runs. A backend starts the VM by
     /// [`VmHandle::spec`]; putting [`VmHandle::next_spec`] in its place is the caller's work.
     fn start(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
 
     /// Asks the guest to power down, and kills the hypervisor when `timeout` has passed.
     ///
-    /// A `timeout` of zero kills at once. A suspended guest is resumed, so that the guest can
-    /// react. Bounded by `timeout` and a few seconds more for the kill to take effect.
+    /// A `timeout` of zero kills at once, and discards the memory of a saved guest. A suspended
+    /// guest is resumed, and a saved one continued, so that the guest can react. Bounded by
+    /// `timeout` and a few seconds more for the kill to take effect; for a saved one, by the time
+    /// of its start besides.
     fn stop(&self, vm: &VmHandle, timeout: Duration) -> impl Future<Output = Result<VmHandle>> + Send;
 
     /// Pauses the vCPUs; the guest is not shut down and keeps its memory.

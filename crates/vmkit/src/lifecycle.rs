@@ -9,6 +9,7 @@
 //!                        └──────stop────▶ Stopped ◀─────stop───────┘
 //!                                          │ ▲
 //!            Failed ──start──▶ Running     │ └──stop── Failed
+//!    save: from Running and Suspended to Saved; start and resume: from Saved to Running
 //!    destroy: from every state to Destroyed
 //! ```
 
@@ -29,6 +30,8 @@ pub enum VmState {
     Running,
     /// The vCPUs are paused; the guest keeps its memory.
     Suspended,
+    /// Nothing runs, and the guest's memory is on disk: the guest continues from there.
+    Saved,
     /// The guest was stopped or powered itself off; the disks are kept.
     Stopped,
     /// The VM ended in another way, or hangs.
@@ -86,6 +89,8 @@ pub enum Operation {
     Suspend,
     /// Unpauses the vCPUs.
     Resume,
+    /// Writes the guest's memory to disk, and ends the hypervisor's process.
+    Save,
     /// Removes everything.
     Destroy,
 }
@@ -108,15 +113,16 @@ pub struct InvalidTransition {
 /// [`InvalidTransition`] if the operation is not legal in that state.
 pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTransition> {
     use Operation as Op;
-    use VmState::{Destroyed, Failed, Prepared, Preparing, Running, Stopped, Suspended};
+    use VmState::{Destroyed, Failed, Prepared, Preparing, Running, Saved, Stopped, Suspended};
     let to = match (operation, state) {
         (Op::Destroy, _) => Destroyed,
         (Op::Prepare, Preparing) => Prepared,
-        (Op::Start, Prepared | Running | Stopped | Failed { .. }) => Running,
-        (Op::Stop, Prepared | Running | Suspended | Stopped | Failed { .. }) => Stopped,
+        (Op::Start, Prepared | Running | Saved | Stopped | Failed { .. }) => Running,
+        (Op::Stop, Prepared | Running | Suspended | Saved | Stopped | Failed { .. }) => Stopped,
         (Op::Suspend, Running | Suspended) => Suspended,
-        (Op::Resume, Running | Suspended) => Running,
-        (Op::Prepare | Op::Start | Op::Stop | Op::Suspend | Op::Resume, _) => {
+        (Op::Resume, Running | Suspended | Saved) => Running,
+        (Op::Save, Running | Suspended | Saved) => Saved,
+        (Op::Prepare | Op::Start | Op::Stop | Op::Suspend | Op::Resume | Op::Save, _) => {
             return Err(InvalidTransition { state: state.clone(), operation });
         }
     };
@@ -126,8 +132,13 @@ pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTra
 fn hint(state: &VmState, operation: &Operation) -> &'static str {
     match (operation, state) {
         (Operation::Start, VmState::Suspended) => ": resume it",
-        (Operation::Suspend | Operation::Resume, VmState::Prepared | VmState::Stopped) => ": start it first",
-        (Operation::Suspend | Operation::Resume, VmState::Failed { .. }) => ": start it again",
+        (Operation::Suspend, VmState::Saved) => ": its memory is on disk already",
+        (Operation::Suspend | Operation::Resume | Operation::Save, VmState::Prepared | VmState::Stopped) => {
+            ": start it first"
+        }
+        (Operation::Suspend | Operation::Resume | Operation::Save, VmState::Failed { .. }) => {
+            ": start it again"
+        }
         (Operation::Destroy, VmState::Running | VmState::Suspended) => ": stop it first, or use force",
         (_, VmState::Destroyed) => ": its removal was interrupted; remove it again",
         (_, VmState::Preparing) => ": its creation was interrupted; remove it",
@@ -148,6 +159,7 @@ impl VmState {
             VmState::Prepared => "prepared",
             VmState::Running => "running",
             VmState::Suspended => "suspended",
+            VmState::Saved => "saved",
             VmState::Stopped => "stopped",
             VmState::Failed { .. } => "failed",
             VmState::Destroyed => "destroyed",
@@ -157,6 +169,12 @@ impl VmState {
     /// Returns whether a guest's vCPUs exist in this state, running or paused.
     pub fn is_live(&self) -> bool {
         matches!(self, VmState::Running | VmState::Suspended)
+    }
+
+    /// Returns whether the guest's memory exists, in a process or on disk: what is changed of the
+    /// VM waits for the next boot.
+    pub fn has_memory(&self) -> bool {
+        self.is_live() || *self == VmState::Saved
     }
 }
 
@@ -180,6 +198,7 @@ impl fmt::Display for Operation {
             Operation::Stop => "stop",
             Operation::Suspend => "suspend",
             Operation::Resume => "resume",
+            Operation::Save => "save",
             // As people say it, and the command: `vmkit rm`.
             Operation::Destroy => "remove",
         })
@@ -198,15 +217,17 @@ mod tests {
             VmState::Prepared,
             VmState::Running,
             VmState::Suspended,
+            VmState::Saved,
             VmState::Stopped,
             VmState::failed(FailureKind::Other, "x"),
         ];
         let table = [
-            (Op::Start, ["running", "running", "error", "running", "running"]),
-            (Op::Stop, ["stopped"; 5]),
-            (Op::Suspend, ["error", "suspended", "suspended", "error", "error"]),
-            (Op::Resume, ["error", "running", "running", "error", "error"]),
-            (Op::Destroy, ["destroyed"; 5]),
+            (Op::Start, ["running", "running", "error", "running", "running", "running"]),
+            (Op::Stop, ["stopped"; 6]),
+            (Op::Suspend, ["error", "suspended", "suspended", "error", "error", "error"]),
+            (Op::Resume, ["error", "running", "running", "running", "error", "error"]),
+            (Op::Save, ["error", "saved", "saved", "saved", "error", "error"]),
+            (Op::Destroy, ["destroyed"; 6]),
         ];
         for (operation, row) in table {
             for (state, expected) in states.iter().zip(row) {

@@ -7,7 +7,7 @@ use crate::commands::TargetArgs;
 use crate::context::CommandContext;
 use crate::failure::Failure;
 
-/// Resume the vCPUs of suspended VMs, and set the guests' clocks.
+/// Resume suspended and saved VMs, and set the guests' clocks.
 #[derive(Debug, Args)]
 pub(crate) struct ResumeArgs {
     #[command(flatten)]
@@ -19,7 +19,7 @@ impl ResumeArgs {
         self.targets.operate(
             context,
             "resuming",
-            |state| *state == VmState::Suspended,
+            |state| matches!(state, VmState::Suspended | VmState::Saved),
             |manager, name| async move { manager.resume(&name).await },
         )
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use vmkit::spec::{CdromPatch, NetworkConfig, SpecChange, SpecPatch, VmName};
 use vmkit::vmfile::{self, MachineConfig, Project, VmfileProblem};
-use vmkit::{Error, VmHandle};
+use vmkit::{Error, VmHandle, VmState};
 
 use crate::commands::machine::SpecFields;
 use crate::context::{CliManager, CommandContext};
@@ -58,10 +58,14 @@ impl SetArgs {
         }
         if changes.is_empty() {
             output::line(format_args!("{}: unchanged", vm.name()));
-        } else if vm.state.is_live() && !self.dry_run {
+        } else if vm.state.has_memory() && !self.dry_run {
             let name = vm.name();
+            let until = match vm.state {
+                VmState::Saved => "until the saved guest boots again",
+                _ => "for the next start",
+            };
             output::line(format_args!(
-                "{name}: the change waits for the next start: `vmkit restart {name}` applies it now"
+                "{name}: the change waits {until}: `vmkit restart {name}` applies it now"
             ));
         }
         changes.iter().try_for_each(|change| output::text(output::printable(human::change(change))))

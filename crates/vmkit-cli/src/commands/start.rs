@@ -6,7 +6,7 @@ use crate::commands::{TargetArgs, plan};
 use crate::context::CommandContext;
 use crate::failure::Failure;
 
-/// Boot VMs; a running VM stays as it is.
+/// Boot VMs, or continue saved ones; a running VM stays as it is.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     #[command(flatten)]
@@ -17,6 +17,9 @@ pub(crate) struct StartArgs {
     /// Run cloud-init again, as on a new machine; a running VM does so at its next start
     #[arg(long)]
     rerun_cloud_init: bool,
+    /// Boot a saved VM without its memory, as after a power cut
+    #[arg(long)]
+    discard_saved: bool,
 }
 
 impl StartArgs {
@@ -24,7 +27,7 @@ impl StartArgs {
         if self.dry_run {
             return plan::print_start(context, self.targets);
         }
-        let again = self.rerun_cloud_init;
+        let (again, discard) = (self.rerun_cloud_init, self.discard_saved);
         self.targets.operate(
             context,
             "starting",
@@ -32,6 +35,9 @@ impl StartArgs {
             move |manager, name| async move {
                 if again {
                     manager.rerun_cloud_init(&name).await?;
+                }
+                if discard {
+                    manager.discard_saved(&name).await?;
                 }
                 manager.start(&name).await
             },

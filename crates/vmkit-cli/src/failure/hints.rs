@@ -100,6 +100,7 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
     Some(match error {
         Error::NotLive { .. } if is_machine => format!("`vmkit up {}` starts it", of.called),
         Error::NotLive { state: VmState::Suspended, .. } => format!("`vmkit resume {vm}` resumes it"),
+        Error::NotLive { state: VmState::Saved, .. } => format!("`vmkit start {vm}` continues it"),
         Error::Step { .. } => {
             format!("`vmkit shell {vm}` opens a shell in it; `vmkit up` continues with this step")
         }
@@ -107,7 +108,10 @@ fn of_vm(error: &Error, of: &ErrorSubject) -> Option<String> {
         Error::Transition(InvalidTransition { operation, state }) => match operation {
             Operation::Destroy => format!("`vmkit rm --force {vm}` stops and removes it"),
             Operation::Start if *state == VmState::Suspended => format!("`vmkit resume {vm}` resumes it"),
-            Operation::Suspend | Operation::Resume => format!("`vmkit start {vm}` boots it"),
+            Operation::Suspend if *state == VmState::Saved => format!("`vmkit start {vm}` continues it"),
+            Operation::Suspend | Operation::Resume | Operation::Save => {
+                format!("`vmkit start {vm}` boots it")
+            }
             _ => return None,
         },
         Error::LoginRefused { user, .. } if user == "root" => {

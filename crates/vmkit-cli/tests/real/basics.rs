@@ -7,6 +7,7 @@ use serde_json::Value;
 use vmkit::spec::MachineType;
 use vmkit_testkit::guest::{DebianGuest, tiny};
 
+use crate::harness::Life;
 use crate::support::Host;
 use crate::support::stream::Heard;
 
@@ -158,4 +159,37 @@ fn a_vm_that_does_not_answer_is_listed_as_unknown_and_ends_by_force() {
     assert_eq!(vm.host.vmkit(["info", "web"]).code, Some(5));
     vm.host.must(["stop", "web", "--timeout", "0"]);
     assert_eq!(vm.info()["state"], "stopped");
+}
+
+#[test]
+fn a_saved_guest_continues_unless_its_memory_is_discarded() {
+    let life = Life::new();
+    life.boot("web", "");
+    life.must(["wait", "web", "agent", "--timeout", "180"]);
+    life.must(["suspend", "--to-disk", "web"]);
+    assert_eq!(life.state("web"), "saved");
+    let refused = life.vmkit(["suspend", "web"]);
+    let expected = "error: web: cannot suspend a VM that is saved: its memory is on disk already\n\
+                    hint: `vmkit start web` continues it\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (Some(4), expected), "{refused:?}");
+    let refused = life.vmkit(["ip", "web"]);
+    assert!(refused.stderr.contains("hint: `vmkit start web` continues it"), "{refused:?}");
+    let changed = life.vmkit(["set", "web", "--cpus", "2"]);
+    assert!(changed.stderr.contains("the change waits until the saved guest boots again"), "{changed:?}");
+    let plan = life.must(["start", "--dry-run", "web"]);
+    assert!(plan.contains("continue the guest saved in") && plan.contains("1,sockets=1"), "{plan}");
+
+    life.must(["start", "--all"]);
+    assert_eq!(life.state("web"), "running");
+    let printed = life.must(["logs", "web"]);
+    assert_eq!(printed.matches("vmkit-guest: ready").count(), 1, "it did not boot again: {printed}");
+
+    life.must(["suspend", "--to-disk", "web"]);
+    life.must(["start", "--discard-saved", "web"]);
+    life.says("web", "vmkit-guest: ready");
+    let plan = life.must(["info", "--json", "web"]);
+    assert!(plan.contains("\"cpus\": 2") || plan.contains("\"cpus\":2"), "the change applies: {plan}");
+    life.must(["suspend", "--to-disk", "web"]);
+    life.must(["rm", "web"]);
+    assert_eq!(life.must(["ls", "--json"]), "[]\n");
 }

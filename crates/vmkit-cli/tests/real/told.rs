@@ -186,7 +186,7 @@ fn an_up_that_was_killed_while_it_fetched_an_image_is_finished_by_the_next() {
         !life.home().join("vms").exists() || fs::read_dir(life.home().join("vms")).unwrap().next().is_none()
     );
     let said = said(&life, &["up"]);
-    assert!(said.contains("% of 976.56 KiB fetched\n") && said.contains("db: created, started"), "{said}");
+    assert!(said.contains("% of 976.56 KiB fetched\n") && said.contains("db: made, started"), "{said}");
     let from = starts.recv().unwrap();
     assert!(from >= 100_000, "it went on from {from}");
     assert_eq!((life.state("shop-db"), life.state("shop-web")), ("running".into(), "running".into()));

@@ -14,6 +14,8 @@ use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
 
 use super::options::Conformance;
 
+/// Why the cases about `Saved` are skipped where they are.
+pub(crate) const CANT_SAVE: &str = "the backend can't save a guest to disk";
 /// Why the cases about `Suspended` are skipped where they are.
 pub(crate) const CANT_SUSPEND: &str = "the backend can't suspend";
 
@@ -65,7 +67,11 @@ pub(crate) fn expected(
     state: &VmState,
     operation: Operation,
 ) -> ExpectedOutcome {
-    let denied = matches!(operation, Operation::Suspend | Operation::Resume) && !capabilities.suspend;
+    let denied = match operation {
+        Operation::Suspend | Operation::Resume => !capabilities.suspend,
+        Operation::Save => !capabilities.save_to_disk,
+        _ => false,
+    };
     match (next(state, operation), state) {
         // Nothing is left that could tell which state it was in.
         (Err(_), VmState::Destroyed | VmState::Preparing) if !denied => {
@@ -99,6 +105,13 @@ pub(crate) async fn apply<H: Backend>(
         }
         Operation::Suspend => within("suspend", grace, backend.suspend(vm)).await,
         Operation::Resume => within("resume", grace, backend.resume(vm)).await,
+        Operation::Save => {
+            let tag = backend.tag();
+            match backend.abilities(&tag).save_to_disk() {
+                Some(disk) => within("save", grace, disk.save(vm)).await,
+                None => Ok(Err(Error::Unsupported { backend: tag, what: "saving a guest".to_owned() })),
+            }
+        }
         Operation::Destroy => {
             let gone = within("destroy", grace, backend.destroy(vm.clone())).await?;
             Ok(gone.map(|()| vm.clone().in_state(VmState::Destroyed)))
@@ -173,13 +186,14 @@ pub(crate) enum Situation {
     Prepared,
     Running,
     Suspended,
+    Saved,
     Stopped,
     Failed,
 }
 
 impl Situation {
-    pub(crate) const ALL: [Situation; 5] =
-        [Self::Prepared, Self::Running, Self::Suspended, Self::Stopped, Self::Failed];
+    pub(crate) const ALL: [Situation; 6] =
+        [Self::Prepared, Self::Running, Self::Suspended, Self::Saved, Self::Stopped, Self::Failed];
 }
 
 /// The backend under test and what the case has made of it.
@@ -247,6 +261,13 @@ impl<H: Backend> CaseBench<H> {
                 }
                 let vm = self.apply(&vm, Operation::Start).await??;
                 self.apply(&vm, Operation::Suspend).await??
+            }
+            Situation::Saved => {
+                if !self.capabilities().save_to_disk {
+                    return Err(CaseStop::Skipped(CANT_SAVE.into()));
+                }
+                let vm = self.apply(&vm, Operation::Start).await??;
+                self.apply(&vm, Operation::Save).await??
             }
             Situation::Stopped => {
                 let vm = self.apply(&vm, Operation::Start).await??;

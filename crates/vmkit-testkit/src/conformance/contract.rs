@@ -32,9 +32,14 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         the_console_of_another_backends_vm_is_an_error,
     ];
     for situation in Situation::ALL {
-        for operation in
-            [Operation::Start, Operation::Stop, Operation::Suspend, Operation::Resume, Operation::Destroy]
-        {
+        for operation in [
+            Operation::Start,
+            Operation::Stop,
+            Operation::Suspend,
+            Operation::Resume,
+            Operation::Save,
+            Operation::Destroy,
+        ] {
             cases.push(ConformanceCase {
                 name: format!("the table holds for {operation} of a {situation:?} VM"),
                 run: Box::new(move |bench| {

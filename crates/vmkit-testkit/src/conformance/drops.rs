@@ -13,7 +13,7 @@ use uuid::Uuid;
 use vmkit::lifecycle::{Operation, VmState};
 use vmkit::{Backend, ErrorKind, VmHandle};
 
-use super::bench::{CANT_SUSPEND, CaseBench, CaseStop, Situation, check, within};
+use super::bench::{CANT_SAVE, CANT_SUSPEND, CaseBench, CaseStop, Situation, check, within};
 use super::{CaseResult, ConformanceCase};
 
 pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
@@ -22,6 +22,8 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         (Operation::Stop, Situation::Running),
         (Operation::Suspend, Situation::Running),
         (Operation::Resume, Situation::Suspended),
+        (Operation::Save, Situation::Running),
+        (Operation::Start, Situation::Saved),
         (Operation::Destroy, Situation::Running),
     ];
     let mut cases: Vec<ConformanceCase<H>> = vec![ConformanceCase {
@@ -29,7 +31,9 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         run: Box::new(|bench| Box::pin(async move { dropped_prepare(&bench).await })),
     }];
     cases.extend(operations.map(|(operation, situation)| ConformanceCase {
-        name: format!("a dropped {operation} leaves nothing that destroy does not find"),
+        name: format!(
+            "a dropped {operation} of a {situation:?} VM leaves nothing that destroy does not find"
+        ),
         run: Box::new(move |bench: std::sync::Arc<CaseBench<H>>| {
             Box::pin(async move { dropped(&bench, operation, situation).await })
         }),
@@ -55,6 +59,9 @@ async fn dropped_prepare<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
 async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situation: Situation) -> CaseResult {
     if operation == Operation::Suspend && !bench.capabilities().suspend {
         return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
+    }
+    if operation == Operation::Save && !bench.capabilities().save_to_disk {
+        return Err(CaseStop::Skipped(CANT_SAVE.into()));
     }
     for polls in polls(bench.options.polls) {
         let mut ended = false;

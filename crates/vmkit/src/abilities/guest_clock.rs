@@ -29,6 +29,11 @@ pub struct ClockedVm {
 }
 
 impl ClockedVm {
+    /// Returns a VM that has booted: its guest has read the clock of its machine.
+    pub(crate) fn booted(vm: VmHandle) -> Self {
+        Self { vm, clock: ClockState::Right }
+    }
+
     /// Returns a VM of whose clock nothing is known.
     pub fn unknown(vm: VmHandle) -> Self {
         Self { vm, clock: ClockState::Unknown }

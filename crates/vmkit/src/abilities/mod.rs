@@ -13,6 +13,7 @@
 //! | [`GuestClock`] | resumes a guest, and sets the clock itself, over SSH, only if that did not |
 //! | [`ConsoleHistory`] | attaches to a console that is no Unix socket, and shows its last lines |
 //! | [`ResetEvents`] | ends a session whose guest was reset |
+//! | [`SaveToDisk`] | writes a guest's memory to disk; a start continues from there |
 //!
 //! The traits know nothing of each other, of the backends and of the manager.
 
@@ -22,6 +23,7 @@ mod guest_clock;
 mod port_forwarding;
 mod preflight;
 mod reset_events;
+mod save_to_disk;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,6 +37,7 @@ pub(crate) use port_forwarding::in_force;
 pub use port_forwarding::{DynPortForwarding, PortForwarding};
 pub use preflight::{DynPreflight, Preflight};
 pub use reset_events::{DynResetEvents, ResetEvents};
+pub use save_to_disk::{DynSaveToDisk, SaveToDisk};
 
 use crate::error::Result;
 
@@ -106,6 +109,7 @@ pub struct Abilities<'a> {
     guest_clock: Option<DynGuestClock<'a>>,
     console_history: Option<DynConsoleHistory<'a>>,
     reset_events: Option<DynResetEvents<'a>>,
+    save_to_disk: Option<DynSaveToDisk<'a>>,
 }
 
 impl<'a> Abilities<'a> {
@@ -214,6 +218,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds that guests are saved to disk.
+    #[must_use]
+    pub fn with_save_to_disk(mut self, backend: &'a impl SaveToDisk) -> Self {
+        self.save_to_disk = Some(DynSaveToDisk::new(backend));
+        self
+    }
+
     /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(mut self) -> Self {
@@ -251,6 +262,11 @@ impl<'a> Abilities<'a> {
         self.reset_events
     }
 
+    /// Returns the ability to save guests to disk, if the backend has it.
+    pub fn save_to_disk(&self) -> Option<DynSaveToDisk<'a>> {
+        self.save_to_disk
+    }
+
     /// Returns the abilities as data.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -260,6 +276,7 @@ impl<'a> Abilities<'a> {
             guest_clock: self.guest_clock.is_some(),
             console_history: self.console_history.is_some(),
             reset_events: self.reset_events.is_some(),
+            save_to_disk: self.save_to_disk.is_some(),
             ..self.plain
         }
     }
@@ -293,6 +310,8 @@ pub struct Capabilities {
     pub console_history: bool,
     /// Whether a reset of a guest is noticed ([`ResetEvents`]).
     pub reset_events: bool,
+    /// Whether a guest can be saved to disk ([`SaveToDisk`]).
+    pub save_to_disk: bool,
     /// Whether the paths in a spec are files of this host, which the VMs open. `VmManager` then
     /// refuses disks that another VM writes to, and sizes below an image's.
     pub local_files: bool,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::abilities::{Abilities, PortForwarding, Preflight};
+use crate::abilities::{Abilities, PortForwarding, Preflight, SaveToDisk};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, RunInfo, VmHandle};
 use crate::hypervisor::{Backend, Hypervisor};
@@ -202,6 +202,12 @@ fn pretended(forward: &PortForward) -> ActiveForward {
     ActiveForward { protocol: forward.protocol, host, guest_port: forward.guest_port }
 }
 
+impl SaveToDisk for NoopHypervisor {
+    async fn save(&self, vm: &VmHandle) -> Result<VmHandle> {
+        self.change(vm, Operation::Save)
+    }
+}
+
 /// What `prepare` takes is all right, and so is every VM that is there.
 impl Preflight for NoopHypervisor {
     async fn check_spec(&self, spec: &VmSpec) -> Result<()> {
@@ -231,6 +237,7 @@ impl Backend for NoopHypervisor {
             .with_local_files()
             .with_port_forwarding(self)
             .with_preflight(self)
+            .with_save_to_disk(self)
     }
 }
 

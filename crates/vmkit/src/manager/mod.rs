@@ -24,6 +24,7 @@ mod readiness;
 mod reconfigure;
 mod removal;
 mod resume;
+mod save;
 #[cfg(feature = "ssh")]
 mod ssh;
 mod tail;
@@ -110,6 +111,7 @@ enum VmRequest {
     Suspend,
     /// After a suspension of this length, if it is known.
     Resume(Option<Duration>),
+    Save,
 }
 
 impl VmRequest {
@@ -119,6 +121,7 @@ impl VmRequest {
             VmRequest::Stop(_) => Operation::Stop,
             VmRequest::Suspend => Operation::Suspend,
             VmRequest::Resume(_) => Operation::Resume,
+            VmRequest::Save => Operation::Save,
         }
     }
 }
@@ -267,15 +270,6 @@ impl<H: Backend + 'static> VmManager<H> {
             }
         }
         Ok(())
-    }
-
-    /// Boots a VM; for a running one it succeeds, with the information on that run.
-    ///
-    /// # Errors
-    /// `InvalidState` for a suspended VM, and those of
-    /// [`Hypervisor::start`](crate::Hypervisor::start).
-    pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
-        within(operation!("start", vm = name), self.operate(name, &[VmRequest::Start])).await
     }
 
     /// Shuts a VM down, by force when `timeout` has passed; zero is by force at once.
@@ -492,6 +486,11 @@ impl<H: Backend + 'static> VmManager<H> {
 
     /// Carries out one operation on a VM whose lock is held: intent, effect, outcome.
     async fn carry_out(&self, locked: &LockedVm, vm: VmHandle, order: VmRequest) -> Result<ClockedVm> {
+        let order = match order {
+            // It continues as it was saved; another spec waits until it boots again.
+            VmRequest::Start if self.is_saved(&vm).await => VmRequest::Resume(None),
+            order => order,
+        };
         let operation = order.operation();
         let before = vm.clone();
         let vm = match order {
@@ -508,10 +507,11 @@ impl<H: Backend + 'static> VmManager<H> {
             Err(error) => return Err(error),
         }
         let done = match order {
-            VmRequest::Start => self.hypervisor.start(&vm).await.map(ClockedVm::unknown),
+            VmRequest::Start => self.hypervisor.start(&vm).await.map(ClockedVm::booted),
             VmRequest::Stop(timeout) => self.hypervisor.stop(&vm, timeout).await.map(ClockedVm::unknown),
             VmRequest::Suspend => self.hypervisor.suspend(&vm).await.map(ClockedVm::unknown),
             VmRequest::Resume(paused) => self.resume_by_backend(&vm, paused).await,
+            VmRequest::Save => self.save_by_backend(&vm).await.map(ClockedVm::unknown),
         };
         match done {
             Ok(done) => {
@@ -551,9 +551,11 @@ impl<H: Backend + 'static> VmManager<H> {
         let state = match begun.map(|intent| intent.operation) {
             Some(Operation::Prepare) => VmState::Preparing,
             Some(Operation::Destroy) => VmState::Destroyed,
-            Some(Operation::Start) if matches!(order, VmRequest::Suspend | VmRequest::Resume(_)) => {
+            Some(Operation::Start | Operation::Resume)
+                if matches!(order, VmRequest::Suspend | VmRequest::Resume(_) | VmRequest::Save) =>
+            {
                 return match self.state(&vm).await? {
-                    VmState::Running => self.hypervisor.start(&vm).await,
+                    VmState::Running if vm.run.is_none() => self.hypervisor.start(&vm).await,
                     _ => Ok(vm),
                 };
             }

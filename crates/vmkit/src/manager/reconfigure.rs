@@ -1,7 +1,7 @@
 //! Changing the spec of an existing VM.
 //!
-//! A VM that lives is not affected: its record has the spec of the run, and next to it the one for
-//! the next start.
+//! A VM that lives or is saved is not affected: its record has the spec of the run, and next to it
+//! the one for the next boot.
 
 use tokio::time::Instant;
 
@@ -78,7 +78,7 @@ impl<H: Backend + 'static> VmManager<H> {
         }
         let mut differing = changes(&vm.spec, &spec, false).into_iter();
         let waits = differing.any(|change| change.applies == TakesEffect::NextStart);
-        if waits && self.state(vm).await?.is_live() {
+        if waits && self.state(vm).await?.has_memory() {
             vm.spec = vm.spec.clone().with_labels(spec.labels().clone());
             vm.next_spec = Some(Box::new(spec));
         } else {
@@ -130,9 +130,10 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok((spec, changed))
     }
 
-    /// Returns the VM as it is to be started: with the spec for the next start, unless it lives.
+    /// Returns the VM as it is to be started: with the spec for the next start, unless it lives or
+    /// is saved.
     pub(super) async fn as_it_shall_start(&self, vm: VmHandle) -> Result<VmHandle> {
-        match vm.next_spec.is_some() && !self.state(&vm).await?.is_live() {
+        match vm.next_spec.is_some() && !self.state(&vm).await?.has_memory() {
             true => Ok(vm.with_next_spec()),
             false => Ok(vm),
         }

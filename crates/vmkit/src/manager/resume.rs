@@ -13,12 +13,31 @@ use crate::span::{operation, within};
 use crate::spec::VmName;
 
 impl<H: Backend + 'static> VmManager<H> {
-    /// Resumes a VM's vCPUs, and sets the guest's clock, which was stopped: by the guest agent if
-    /// one runs, otherwise over SSH if the VM's record has a login. If neither succeeds within
-    /// seconds, this logs a warning, and the guest runs on.
+    /// Boots a VM, or continues a saved one and sets the guest's clock as
+    /// [`resume`](Self::resume) does; for a running one it succeeds, with the information on that
+    /// run.
     ///
     /// # Errors
-    /// `InvalidState` unless it lives, and those of
+    /// `InvalidState` for a suspended VM, and those of
+    /// [`Hypervisor::start`](crate::Hypervisor::start).
+    pub async fn start(&self, name: &VmName) -> Result<VmHandle> {
+        let start = async {
+            let started = self.operate_on_clock(name, &[VmRequest::Start]).await?;
+            #[cfg(feature = "ssh")]
+            if started.clock == ClockState::Unknown {
+                self.set_clock(&started.vm, None).await;
+            }
+            Ok(started.vm)
+        };
+        within(operation!("start", vm = name), start).await
+    }
+
+    /// Resumes a VM's vCPUs, and sets the guest's clock, which was stopped: by the guest agent if
+    /// one runs, otherwise over SSH if the VM's record has a login. If neither succeeds within
+    /// seconds, this logs a warning, and the guest runs on. A saved VM continues from the disk.
+    ///
+    /// # Errors
+    /// `InvalidState` unless it lives or is saved, and those of
     /// [`Hypervisor::resume`](crate::Hypervisor::resume).
     pub async fn resume(&self, name: &VmName) -> Result<VmHandle> {
         let resume = async {

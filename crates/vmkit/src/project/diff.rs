@@ -42,7 +42,7 @@ pub(super) fn action(state: &VmState, changes: &[SpecChange]) -> PlannedAction {
     match state {
         _ if changes.iter().any(|change| change.applies == TakesEffect::Anew) => PlannedAction::Recreate,
         VmState::Running => PlannedAction::Keep,
-        VmState::Suspended => PlannedAction::Resume,
+        VmState::Suspended | VmState::Saved => PlannedAction::Resume,
         _ => PlannedAction::Start,
     }
 }
@@ -67,7 +67,7 @@ pub(super) fn changes_of(
     vm: &VmHandle,
 ) -> Result<Vec<SpecChange>> {
     let wanted = machine.spec_over(&vm.spec).map_err(|error| project.blamed(machine, error))?;
-    Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.is_live()))
+    Ok(changes(vm.next_spec.as_deref().unwrap_or(&vm.spec), &wanted, vm.state.has_memory()))
 }
 
 /// Returns which fields were changed already, and count from the VM's next start on.

@@ -90,7 +90,7 @@ impl<H: Backend + 'static, G: GuestConnector> ProjectManager<H, G> {
         let mut done = Vec::new();
         let tell = |what| (work.listener)(ProjectEvent { machine: Some(leftover.machine.clone()), what });
         let steps = async {
-            if leftover.state.as_ref().is_some_and(|state| state.is_live()) {
+            if leftover.state.as_ref().is_some_and(|state| state.has_memory()) {
                 tell(EventKind::Stopping);
                 self.manager().stop(&leftover.vm, work.options.stop_timeout).await?;
                 done.push(MachineAction::Stopped);
@@ -129,7 +129,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         if remove {
             return self.remove(&vm).await;
         }
-        if vm.state.is_live() {
+        if vm.state.has_memory() {
             self.tell(EventKind::Stopping);
             manager.stop(&self.machine.vm, self.work.options.stop_timeout).await?;
             self.done.push(MachineAction::Stopped);

@@ -171,7 +171,7 @@ impl ProjectReport {
 impl fmt::Display for MachineAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MachineAction::Made => f.write_str("created"),
+            MachineAction::Made => f.write_str("made"),
             MachineAction::Removed => f.write_str("removed"),
             MachineAction::Started => f.write_str("started"),
             MachineAction::Resumed => f.write_str("resumed"),

@@ -110,7 +110,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         let (manager, name) = (self.engine.manager(), &self.machine.vm);
         let done = match vm.state {
             VmState::Running => return Ok(()),
-            VmState::Suspended => {
+            VmState::Suspended | VmState::Saved => {
                 self.tell(EventKind::Resuming);
                 manager.resume(name).await?;
                 MachineAction::Resumed
@@ -192,8 +192,9 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
         }
         let vm = if changes.is_empty() { vm } else { self.reconfigure(vm).await? };
         self.note_pending(&vm);
-        let (later, now): (Vec<&SpecChange>, Vec<&SpecChange>) =
-            changes.iter().partition(|change| vm.state.is_live() && change.applies == TakesEffect::NextStart);
+        let (later, now): (Vec<&SpecChange>, Vec<&SpecChange>) = changes
+            .iter()
+            .partition(|change| vm.state.has_memory() && change.applies == TakesEffect::NextStart);
         let [mut now, later] = [now, later]
             .map(|changes| changes.iter().map(|change| change.field.to_owned()).collect::<Vec<_>>());
         if self.work.freed.contains(&self.machine.name) && !now.iter().any(|field| field == "forwards") {
@@ -210,7 +211,7 @@ impl<H: Backend + 'static, G: GuestConnector> MachineJob<H, G> {
 
     /// Notes the changes to a running VM, from now or earlier, that wait for its next start.
     fn note_pending(&mut self, vm: &VmHandle) {
-        if vm.state.is_live() {
+        if vm.state.has_memory() {
             self.pending = pending(vm);
         }
     }

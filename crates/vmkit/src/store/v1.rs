@@ -202,7 +202,7 @@ stored! {
     struct Intent = record::Intent { operation: Operation, since: u64, pid: u32 }
 
     #[serde(rename_all = "lowercase")]
-    enum Operation = lifecycle::Operation { Prepare, Start, Stop, Suspend, Resume, Destroy }
+    enum Operation = lifecycle::Operation { Prepare, Start, Stop, Suspend, Resume, Save, Destroy }
 
     struct Handle = handle::VmHandle {
         id: Uuid,
@@ -228,6 +228,7 @@ stored! {
         Prepared,
         Running,
         Suspended,
+        Saved,
         Stopped,
         Failed { cause: FailureCause },
         Destroyed,

@@ -209,6 +209,7 @@ fn each_word_is_the_one_that_is_committed() {
         (Operation::Stop, "stop"),
         (Operation::Suspend, "suspend"),
         (Operation::Resume, "resume"),
+        (Operation::Save, "save"),
         (Operation::Destroy, "destroy"),
     ] {
         let intent = Intent { operation, since: 1, pid: 2 };

@@ -299,3 +299,24 @@ async fn what_needs_a_vm_made_anew_is_refused_and_nothing_is_changed() {
     let error = manager.reconfigure(&VmName::new("none").unwrap(), spec()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn a_change_of_a_saved_vm_waits_until_it_boots_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let (_, manager) = noop(&temp);
+    manager.create(spec()).await.unwrap();
+    assert_eq!(manager.save(&web()).await.unwrap_err().kind(), ErrorKind::InvalidState);
+    manager.start(&web()).await.unwrap();
+    assert_eq!(manager.save(&web()).await.unwrap().state, VmState::Saved);
+    assert_eq!(manager.suspend(&web()).await.unwrap_err().kind(), ErrorKind::InvalidState);
+    let before = manager.info(&web()).await.unwrap().spec;
+    let (vm, changes) =
+        manager.reconfigure_with(&web(), |spec| VmSpecBuilder::from(spec).cpus(3).build()).await.unwrap();
+    assert_eq!((vm.spec.cpus(), changes.len()), (before.cpus(), 1));
+    let continued = manager.start(&web()).await.unwrap();
+    assert_eq!((continued.state, continued.spec.cpus()), (VmState::Running, before.cpus()));
+    manager.save(&web()).await.unwrap();
+    assert_eq!(manager.discard_saved(&web()).await.unwrap().state, VmState::Stopped);
+    assert_eq!(manager.discard_saved(&web()).await.unwrap().state, VmState::Stopped, "nothing to discard");
+    assert_eq!(manager.start(&web()).await.unwrap().spec.cpus(), 3);
+}

@@ -16,4 +16,5 @@ mod host;
 mod qemu;
 #[cfg(feature = "images")]
 mod registry;
+mod save;
 mod tap;

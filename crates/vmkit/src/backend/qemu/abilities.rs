@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
-use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, status};
+use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, save, saved, status};
 use crate::abilities::{ClockState, ClockedVm, GuestAgentChannel, GuestClock, Preflight, ResetEvents};
 use crate::deadline::{later, left};
 use crate::error::{Error, Peer, Result};
@@ -83,17 +83,36 @@ impl GuestClock for QemuHypervisor {
     /// Sets the clock by the guest agent. How long this process had suspended the guest goes before
     /// what the caller knows.
     async fn resume_and_set_clock(&self, vm: &VmHandle, paused: Option<Duration>) -> Result<ClockedVm> {
-        let QemuDetails { layout, .. } = self.details(vm)?;
-        let to = VmState::Running;
-        let mut clock = ClockState::Right;
-        if self.allowed(vm, Operation::Resume).await? != to {
-            let limit = later(PAUSE_LIMIT);
-            let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
-            qmp.cont(limit).await?;
-            let here = self.paused().remove(&vm.id).map(|since| since.elapsed());
-            clock = clock::keep_right(&mut qmp, &layout.agent_socket(), here.or(paused)).await;
+        match self.allowed(vm, Operation::Resume).await? {
+            VmState::Saved => self.start_and_set_clock(vm).await,
+            VmState::Suspended => self.unpause(vm, paused).await,
+            to => {
+                let vm = Self::handle(vm, to, &self.details(vm)?.layout, None);
+                Ok(ClockedVm { vm, clock: ClockState::Right })
+            }
         }
-        Ok(ClockedVm { vm: Self::handle(vm, to, &layout, None), clock })
+    }
+}
+
+impl QemuHypervisor {
+    /// Resumes a paused guest, also one whose save was interrupted, and sets its clock.
+    pub(super) async fn unpause(&self, vm: &VmHandle, paused: Option<Duration>) -> Result<ClockedVm> {
+        let QemuDetails { layout, .. } = self.details(vm)?;
+        if saved::was_begun(&layout) {
+            save::give_up(&layout, false).await?;
+        }
+        let limit = later(PAUSE_LIMIT);
+        let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
+        qmp.cont(limit).await?;
+        let here = self.paused().remove(&vm.id).map(|since| since.elapsed());
+        let clock = clock::keep_right(&mut qmp, &layout.agent_socket(), here.or(paused)).await;
+        drop(qmp);
+        let vm = match &vm.run {
+            Some(_) => Self::handle(vm, VmState::Running, &layout, None),
+            // A start that was interrupted before it could record the run.
+            None => self.adopted(vm, later(PAUSE_LIMIT)).await?.vm,
+        };
+        Ok(ClockedVm { vm, clock })
     }
 }
 

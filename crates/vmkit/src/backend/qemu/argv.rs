@@ -20,21 +20,27 @@ use crate::spec::{Boot, DataDisk, Firmware, MachineType, NetworkConfig, VmSpec, 
 /// The number of the descriptor set whose one member is the console's log.
 const CONSOLE_LOG_SET: i32 = 1;
 
-/// Returns QEMU's arguments, without the program.
+/// Returns QEMU's arguments, without the program. A saved guest continues in the machine that it
+/// was saved in.
 pub(super) fn argv(
     spec: &VmSpec,
     id: Uuid,
     layout: &QemuLayout,
     facts: &QemuFacts,
     media: &ImageMedia,
+    saved_in: Option<&str>,
 ) -> Vec<OsString> {
     let mut args = QemuArgs::default();
     identity(spec, id, facts, &mut args);
-    machine(spec, layout, facts, &mut args);
+    machine(spec, layout, facts, saved_in, &mut args);
     channels(&mut args);
     disks(spec, layout, media, &mut args);
     network(spec, id, &mut args);
     screen(spec, layout, &mut args);
+    if saved_in.is_some() {
+        // From where, it learns when it has greeted.
+        args.plain("-incoming", "defer");
+    }
     args.into_vec()
 }
 
@@ -57,7 +63,13 @@ fn identity(spec: &VmSpec, id: Uuid, facts: &QemuFacts, args: &mut QemuArgs) {
 }
 
 /// The board, the CPUs, the memory, and what boots.
-fn machine(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts, args: &mut QemuArgs) {
+fn machine(
+    spec: &VmSpec,
+    layout: &QemuLayout,
+    facts: &QemuFacts,
+    versioned: Option<&str>,
+    args: &mut QemuArgs,
+) {
     let machine = spec.machine();
     let firmware = match spec.boot() {
         Boot::Firmware(Firmware::Uefi) => facts.firmware.as_ref(),
@@ -70,7 +82,7 @@ fn machine(spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts, args: &mut Qem
         code.add_to(args);
         vars.add_to(args);
     }
-    MachineSwitch { machine, flash: firmware.is_some() }.add_to(args);
+    MachineSwitch { machine, versioned, flash: firmware.is_some() }.add_to(args);
     facts.accel.add_to(args);
     Cpu { machine, accel: facts.accel, cpus: spec.cpus(), memory: spec.memory() }.add_to(args);
     if let Boot::Kernel(kernel) = spec.boot() {

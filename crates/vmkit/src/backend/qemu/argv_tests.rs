@@ -29,7 +29,7 @@ fn line(spec: &VmSpec, accel: Accelerator, version: (u32, u32)) -> String {
     let id = Uuid::from_u128(0x5eed);
     let layout = QemuLayout::of(Path::new("/home/vms"), Path::new("/run/vmkit"), spec.name(), id).unwrap();
     let media = ImageMedia { data_formats: vec![None, Some(ImageFormat::Raw)] };
-    let plan = plan(spec, id, &layout, &facts(spec.machine().arch(), accel, version), &media);
+    let plan = plan(spec, id, &layout, &facts(spec.machine().arch(), accel, version), &media, None);
     let mut text = format!("{}\n", plan.program.display());
     for arg in &plan.args {
         text.push_str(&arg.to_string_lossy());

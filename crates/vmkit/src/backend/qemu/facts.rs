@@ -32,6 +32,8 @@ pub(crate) mod descriptor {
     pub(crate) const SPARE: i32 = 207;
     /// The monitor whose events the keeper logs.
     pub(crate) const EVENTS: i32 = 208;
+    /// The memory of a saved guest.
+    pub(crate) const MEMORY: i32 = 209;
 }
 
 /// What a plan needs to know of the host.

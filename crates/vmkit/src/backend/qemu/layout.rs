@@ -103,6 +103,16 @@ impl QemuLayout {
         self.work.join("events.log")
     }
 
+    /// The memory and the devices of a saved guest.
+    pub(crate) fn memory_file(&self) -> PathBuf {
+        self.work.join("memory")
+    }
+
+    /// Exists exactly while a guest is saved: what fits to its memory.
+    pub(crate) fn saved_file(&self) -> PathBuf {
+        self.work.join("saved.json")
+    }
+
     /// The record of the last run, written by the keeper.
     pub(crate) fn run_file(&self) -> PathBuf {
         self.work.join("qemu.json")
@@ -165,7 +175,9 @@ impl QemuLayout {
     /// late: until it is removed, the directory is known to be this VM's. The lock is last: a
     /// process that takes a new one finds no owner.
     pub(crate) fn work_files(&self, data_disks: usize) -> Vec<PathBuf> {
+        let (saved, memory) = (self.saved_file(), self.memory_file());
         let mut files = self.run_inputs(data_disks);
+        files.extend([saved.clone(), unfinished(&saved), unfinished(&memory), memory]);
         files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
         files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files

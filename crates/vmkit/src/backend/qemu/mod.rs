@@ -31,6 +31,8 @@ mod plan;
 mod plans;
 mod prepare;
 pub(crate) mod qmp;
+mod save;
+mod saved;
 mod start;
 mod status;
 mod stop;
@@ -48,7 +50,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use facts::FirmwareFiles;
-pub use plan::{PrepareStep, QemuPlan, SeedStep, SocketPlan, UpdateStep};
+pub use plan::{PrepareStep, QemuPlan, RestoreStep, SeedStep, SocketPlan, UpdateStep};
 pub use switch::Accelerator;
 
 use self::accel::{accelerator, wants_kvm};
@@ -400,60 +402,7 @@ impl Hypervisor for QemuHypervisor {
     }
 
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
-        let mut details = self.details(vm)?;
-        let deadline = Instant::now() + self.0.start_limit;
-        refuse_other_user(&details.layout.work)?;
-        let lock = self.start_lock(vm.id);
-        let _one = lock.lock().await;
-        let to = VmState::Running;
-        let adopted =
-            |run, details: &QemuDetails| Ok(Self::handle(vm, to.clone(), &details.layout, Some(run)));
-        match self.allowed(vm, Operation::Start).await {
-            Ok(state) if state == to => {
-                let run = start::adopt(vm, &details.layout, deadline).await?;
-                return adopted(run, &details);
-            }
-            // The guest waits for space on its disk, and still has unwritten data.
-            Ok(VmState::Failed { cause })
-                if cause.kind == FailureKind::DiskError && status::go_on(vm, &details.layout).await =>
-            {
-                let run = start::adopt(vm, &details.layout, deadline).await?;
-                return adopted(run, &details);
-            }
-            // The QEMU of a panicked guest still runs.
-            Ok(VmState::Failed { .. }) => process::kill(&details.layout.place()).await?,
-            Ok(_) => {}
-            // Another process is starting the VM: the lock shows with which result.
-            Err(error) if error.kind() == ErrorKind::Busy => {}
-            Err(error) => return Err(error),
-        }
-        let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
-        let facts = self.facts(&vm.spec).await?;
-        elsewhere::refuse_linked(vm, &details.layout)?;
-        let Some(alive) = alive::take_unless_live(&details.layout.place(), deadline).await? else {
-            // The other start may have used another directory.
-            let details = self.details(vm)?;
-            let run = start::adopt(vm, &details.layout, deadline).await?;
-            return adopted(run, &details);
-        };
-        // A process that removed the VM in the meantime held the lock for it.
-        elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
-        elsewhere::refuse_twin(vm, &details.layout)?;
-        disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
-        prepare::check_network(&vm.spec).await?;
-        details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
-        let plan = self.plan_run(vm, &details, &facts)?;
-        // Remains of an earlier run, or of a crash: nothing runs now, since this process holds the
-        // lock.
-        self.remove_sockets(vm)?;
-        prepare::update(&plan)?;
-        details.layout = plan.layout.clone();
-        details.seed_run = wanted_run(&vm.spec);
-        details.disk = wanted_disk(&vm.spec).or(details.disk);
-        let run = start::start(vm, &plan, &keeper, alive, deadline).await?;
-        let mut started = vm.clone();
-        details.keep_in(&mut started);
-        Ok(Self::handle(&started, to, &details.layout, Some(run)))
+        self.start_and_set_clock(vm).await.map(|started| started.vm)
     }
 
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
@@ -462,7 +411,24 @@ impl Hypervisor for QemuHypervisor {
         if !elsewhere::runs_here(vm, &layout).await? {
             elsewhere::check_owner(vm, &layout, Operation::Stop)?;
         }
+        match saved::is_saved(&layout) {
+            // The guest shall shut itself down.
+            true if !timeout.is_zero() => {
+                self.start_and_set_clock(vm).await?;
+            }
+            true => saved::discard(&layout)?,
+            false if saved::was_begun(&layout) => {
+                if let Err(error) = save::give_up(&layout, false).await {
+                    tracing::debug!(%error, "an interrupted save can't be undone");
+                }
+            }
+            false => {}
+        }
+        let QemuDetails { layout, .. } = self.details(vm)?;
         stop::stop(vm, &layout, timeout).await?;
+        if let Err(error) = saved::remove_leftovers(&layout) {
+            tracing::warn!(vm = %vm.name(), %error, "cannot remove the rest of an interrupted save; the next start will");
+        }
         Ok(Self::handle(vm, VmState::Stopped, &layout, None))
     }
 
@@ -516,6 +482,9 @@ impl Hypervisor for QemuHypervisor {
         }
         if vm.details.version == 0 {
             return Ok(VmState::Preparing);
+        }
+        if saved::is_saved(&layout) {
+            return Ok(Self::at_rest(vm, &layout, VmState::Saved));
         }
         let found = match process::look(&layout.place()).await? {
             // The sockets were bound before the keeper started: the greeting is the event that it
@@ -605,6 +574,7 @@ impl Backend for QemuHypervisor {
             .with_guest_agent(self)
             .with_reset_events(self)
             .with_guest_clock(self)
+            .with_save_to_disk(self)
     }
 }
 

@@ -26,6 +26,8 @@ pub struct QemuPlan {
     pub prepare: Vec<PrepareStep>,
     /// What `start` changes on disk before QEMU runs, in order; nothing for a new VM.
     pub update: Vec<UpdateStep>,
+    /// The saved guest that continues, instead of booting.
+    pub restore: Option<RestoreStep>,
     /// The program that `start` runs.
     pub program: PathBuf,
     /// Its arguments.
@@ -106,6 +108,17 @@ pub enum UpdateStep {
     },
 }
 
+/// A saved guest that `start` continues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestoreStep {
+    /// Its memory and the state of its devices.
+    pub memory: PathBuf,
+    /// The machine that it was saved in, with the version, such as `pc-q35-7.2`.
+    pub machine: String,
+    /// The length of `memory` in bytes.
+    pub bytes: u64,
+}
+
 /// A cloud-init seed to be written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SeedStep {
@@ -132,13 +145,15 @@ pub(crate) fn plan(
     layout: &QemuLayout,
     facts: &QemuFacts,
     media: &ImageMedia,
+    restore: Option<RestoreStep>,
 ) -> QemuPlan {
     let socket = |path, descriptor| SocketPlan { path, descriptor };
     QemuPlan {
         prepare: Vec::new(),
         update: Vec::new(),
         program: facts.program.clone(),
-        args: argv(spec, id, layout, facts, media),
+        args: argv(spec, id, layout, facts, media, restore.as_ref().map(|it| it.machine.as_str())),
+        restore,
         sockets: vec![
             socket(layout.qmp_socket(), descriptor::QMP),
             socket(layout.monitor_socket(), descriptor::MONITOR),
@@ -211,6 +226,11 @@ impl fmt::Display for QemuPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.prepare.iter().try_for_each(|step| writeln!(f, "{step}"))?;
         self.update.iter().try_for_each(|step| writeln!(f, "{step}"))?;
+        if let Some(restore) = &self.restore {
+            let RestoreStep { memory, machine, bytes } = restore;
+            let mib = bytes.div_ceil(1 << 20);
+            writeln!(f, "continue the guest saved in {} ({mib} MiB, {machine})", memory.display())?;
+        }
         for socket in &self.sockets {
             writeln!(f, "listen on {} (descriptor {})", socket.path.display(), socket.descriptor)?;
         }

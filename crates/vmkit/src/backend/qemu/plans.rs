@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::facts::{ImageMedia, QemuFacts};
 use super::layout::QemuLayout;
-use super::plan::{QemuPlan, SeedStep, UpdateStep};
+use super::plan::{QemuPlan, RestoreStep, SeedStep, UpdateStep};
+use super::saved::{SavedGuest, is_saved};
 use super::{QemuDetails, QemuHypervisor, disks, elsewhere, plan, prepare, wanted_disk, wanted_run};
 use crate::cloud_init::SeedOf;
 use crate::error::Result;
@@ -32,13 +33,18 @@ impl QemuHypervisor {
     /// # Errors
     /// Those of `start` that show without changing anything: `InvalidInput`, `Host`, `Record`.
     pub async fn plan_start(&self, vm: &VmHandle) -> Result<QemuPlan> {
-        let vm = vm.clone().with_next_spec();
+        let vm = match is_saved(&self.layout(&vm.spec, vm.id)?) {
+            true => vm.clone(),
+            false => vm.clone().with_next_spec(),
+        };
         let details = self.details(&vm)?;
         elsewhere::check_owner(&vm, &details.layout, Operation::Start)?;
         disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
         disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         let facts = self.facts(&vm.spec).await?;
-        self.plan_run(&vm, &details, &facts)
+        let saved = SavedGuest::read(&details.layout)?;
+        saved.as_ref().map_or(Ok(()), |saved| saved.check(&vm.spec, &details.layout, &facts))?;
+        self.plan_run(&vm, &details, &facts, saved.as_ref())
     }
 
     pub(super) async fn plan_new(&self, spec: &VmSpec, id: Uuid) -> Result<(QemuPlan, ImageMedia)> {
@@ -49,7 +55,7 @@ impl QemuHypervisor {
         let facts = self.facts(spec).await?;
         let seed = seed(spec, id, &layout)?;
         let prepare = plan::prepare_steps(spec, id, &layout, &facts, looked.root, seed);
-        let plan = plan::plan(spec, id, &layout, &facts, &looked.media);
+        let plan = plan::plan(spec, id, &layout, &facts, &looked.media, None);
         Ok((QemuPlan { prepare, ..plan }, looked.media))
     }
 
@@ -59,10 +65,20 @@ impl QemuHypervisor {
         vm: &VmHandle,
         details: &QemuDetails,
         facts: &QemuFacts,
+        saved: Option<&SavedGuest>,
     ) -> Result<QemuPlan> {
         let layout = self.layout(&vm.spec, vm.id)?;
-        let update = outdated(vm, details, &layout)?;
-        Ok(QemuPlan { update, ..plan::plan(&vm.spec, vm.id, &layout, facts, &details.media) })
+        let mut update = outdated(vm, details, &layout)?;
+        let restore = saved.map(|saved| RestoreStep {
+            memory: layout.memory_file(),
+            machine: saved.machine.clone(),
+            bytes: saved.bytes,
+        });
+        if restore.is_some() {
+            // The guest has its disks in memory as they are: what changes them waits for a boot.
+            update.retain(|step| matches!(step, UpdateStep::BackingFile { .. }));
+        }
+        Ok(QemuPlan { update, ..plan::plan(&vm.spec, vm.id, &layout, facts, &details.media, restore) })
     }
 }
 

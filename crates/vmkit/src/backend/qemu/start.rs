@@ -10,16 +10,17 @@ use std::path::Path;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::events;
 use super::facts::descriptor;
 use super::layout::{QemuLayout, short_id};
 use super::plan::QemuPlan;
 use super::prepare::{check_port, remove_run_dir};
 use super::qmp::client::QmpClient;
 use super::qmp::wire::bind;
-use super::status;
+use super::saved::ClaimedGuest;
 use super::stop::{LAUNCH_LIMIT, mark_asked};
-use super::words;
+use super::{QemuDetails, QemuHypervisor, wanted_disk, wanted_run};
+use super::{disks, elsewhere, events, prepare, save, saved, status, words};
+use crate::abilities::{ClockState, ClockedVm};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::make_private_dir;
 use crate::backend::supervise::keeper::KeeperRequest;
@@ -29,9 +30,12 @@ use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
 use crate::host::holder::file_holder;
+use crate::input_file::open_regular;
+use crate::lifecycle::{FailureKind, Operation, VmState};
 use crate::network::open_tap;
 use crate::spec::{Accel, MachineType, NetworkConfig, VmSpec, Vnc};
 use crate::steps::step;
+use crate::store::refuse_other_user;
 
 /// The size limit of QEMU's own log.
 const QEMU_LOG_BYTES: u64 = 1 << 20;
@@ -40,12 +44,114 @@ const VNC_PASSWORD_LETTERS: usize = 8;
 /// How much of the end of QEMU's log is in an error.
 const LAST_WORDS_BYTES: u64 = 2048;
 
+impl QemuHypervisor {
+    /// Starts a VM: boots it, or continues its saved guest and sets the guest's clock.
+    pub(super) async fn start_and_set_clock(&self, vm: &VmHandle) -> Result<ClockedVm> {
+        let details = self.details(vm)?;
+        let layout = &details.layout;
+        let deadline = Instant::now() + self.0.start_limit;
+        refuse_other_user(&layout.work)?;
+        let lock = self.start_lock(vm.id);
+        let _one = lock.lock().await;
+        let mut saved = None;
+        match self.allowed(vm, Operation::Start).await {
+            Ok(VmState::Running) => return self.adopted(vm, deadline).await,
+            // The guest waits for space on its disk, and still has unwritten data.
+            Ok(VmState::Failed { cause })
+                if cause.kind == FailureKind::DiskError && status::go_on(vm, layout).await =>
+            {
+                return self.adopted(vm, deadline).await;
+            }
+            // The QEMU of a panicked guest still runs.
+            Ok(VmState::Failed { .. }) => process::kill(&layout.place()).await?,
+            Ok(VmState::Saved) => saved = Some(ClaimedGuest::claim(layout, vm.name())?),
+            Ok(_) => {}
+            // An interrupted save, or the start of a saved guest, has left it paused.
+            Err(Error::Transition(refused))
+                if refused.state == VmState::Suspended && saved::was_begun(layout) =>
+            {
+                return self.unpause(vm, None).await;
+            }
+            // Another process is starting the VM: the lock shows with which result.
+            Err(error) if error.kind() == ErrorKind::Busy => {}
+            Err(error) => return Err(error),
+        }
+        self.start_process(vm, details, saved, deadline).await
+    }
+
+    /// Returns a VM that another process has started, or is starting.
+    pub(super) async fn adopted(&self, vm: &VmHandle, deadline: Instant) -> Result<ClockedVm> {
+        // The other start may have used another directory.
+        let layout = self.details(vm)?.layout;
+        let run = adopt(vm, &layout, deadline).await?;
+        let vm = Self::handle(vm, VmState::Running, &layout, Some(run));
+        Ok(ClockedVm { vm, clock: ClockState::Right })
+    }
+
+    /// Starts a VM of which no process runs.
+    async fn start_process(
+        &self,
+        vm: &VmHandle,
+        mut details: QemuDetails,
+        saved: Option<ClaimedGuest>,
+        deadline: Instant,
+    ) -> Result<ClockedVm> {
+        let keeper = spawn::keeper_program(self.0.keeper.as_deref())?;
+        let facts = self.facts(&vm.spec).await?;
+        elsewhere::refuse_linked(vm, &details.layout)?;
+        let place = details.layout.place();
+        let alive = match &saved {
+            // What runs is the rest of an interrupted save or start.
+            Some(_) => Some(alive::take_and_silence(&place, deadline).await?),
+            None => alive::take_unless_live(&place, deadline).await?,
+        };
+        let Some(alive) = alive else { return self.adopted(vm, deadline).await };
+        // A process that removed the VM in the meantime held the lock for it.
+        elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
+        elsewhere::refuse_twin(vm, &details.layout)?;
+        disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
+        prepare::check_network(&vm.spec).await?;
+        details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
+        let guest = saved.as_ref().map(|saved| &saved.guest);
+        match guest {
+            Some(guest) => guest.check(&vm.spec, &details.layout, &facts)?,
+            None => saved::remove_leftovers(&details.layout)?,
+        }
+        let plan = self.plan_run(vm, &details, &facts, guest)?;
+        // Remains of an earlier run, or of a crash: nothing runs now, since this process holds the
+        // lock.
+        self.remove_sockets(vm)?;
+        prepare::update(&plan)?;
+        if let Some(guest) = guest.filter(|_| !plan.update.is_empty()) {
+            guest.clone().keep_disks(&vm.spec, &plan.layout)?;
+        }
+        details.layout = plan.layout.clone();
+        details.seed_run = wanted_run(&vm.spec);
+        details.disk = wanted_disk(&vm.spec).or(details.disk);
+        let checked = guest.map(|guest| save::check_memory(&plan.layout, guest)).transpose()?;
+        let run = start(vm, &plan, &keeper, alive, deadline).await?;
+        let mut clock = ClockState::Right;
+        if let (Some(guest), Some(checked)) = (guest, checked) {
+            let mut qmp = match save::load(&plan.layout, guest, checked).await {
+                Ok(qmp) => qmp,
+                Err(error) => return Err(refused(vm, &plan.layout, error).await),
+            };
+            // From here on the guest is nowhere else.
+            clock = save::let_run(&plan.layout, &mut qmp, guest).await?;
+        }
+        let mut started = vm.clone();
+        details.keep_in(&mut started);
+        let vm = Self::handle(&started, VmState::Running, &details.layout, Some(run));
+        Ok(ClockedVm { vm, clock })
+    }
+}
+
 /// Starts QEMU by its plan and returns the information on the run.
 ///
 /// # Errors
 /// `QemuExited` with the end of QEMU's log; `Host`, `Io` for what the host refused; `TimedOut` if
 /// QEMU does not reply by the deadline, after killing it.
-pub(super) async fn start(
+async fn start(
     vm: &VmHandle,
     plan: &QemuPlan,
     keeper: &Path,
@@ -68,6 +174,11 @@ pub(super) async fn start(
         step("start: tap").map_err(Error::io("open", "/dev/net/tun"))?;
         let tap = open_tap(bridge, &tap_name(vm)).await?;
         descriptors.push((tap.fd, descriptor::TAP));
+    }
+    if let Some(restore) = &plan.restore {
+        let path = &restore.memory;
+        let memory = open_regular(path).map_err(Error::io("open", path))?;
+        descriptors.push((memory.into(), descriptor::MEMORY));
     }
     let launch = launch(&vm.spec, plan, descriptors.iter().map(|(_, number)| *number).collect());
     let fds: Vec<OwnedFd> = descriptors.into_iter().map(|(fd, _)| fd).collect();
@@ -108,7 +219,7 @@ pub(super) async fn start(
 ///
 /// # Errors
 /// `Busy` if nothing listens for the VM yet, or no longer.
-pub(super) async fn adopt(vm: &VmHandle, layout: &QemuLayout, deadline: Instant) -> Result<RunInfo> {
+async fn adopt(vm: &VmHandle, layout: &QemuLayout, deadline: Instant) -> Result<RunInfo> {
     let busy = || Error::Busy { what: format!("VM `{}`", vm.name()), holder: None };
     // The sockets are bound before QEMU starts, so its greeting is the event that it runs.
     let mut met = meet(vm, layout, deadline).await.map_err(|error| match error.kind() {

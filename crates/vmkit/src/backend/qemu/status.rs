@@ -64,7 +64,10 @@ pub(super) async fn ask(vm: &VmHandle, layout: &QemuLayout) -> Result<VmState> {
     let limit = Instant::now() + ASK_LIMIT;
     let (_, state) = QmpClient::with_status(&monitor(layout), limit).await?;
     Ok(match state {
-        RunState::Paused | RunState::Prelaunch | RunState::InMigrate => VmState::Suspended,
+        // A guest whose memory is written to disk is paused meanwhile.
+        RunState::Paused | RunState::Prelaunch | RunState::InMigrate | RunState::Migrating => {
+            VmState::Suspended
+        }
         RunState::GuestPanicked => match printed_panic(vm, layout) {
             Some(message) => panicked(&message),
             None => VmState::failed(FailureKind::GuestPanic, "the guest's kernel panicked"),
@@ -82,7 +85,6 @@ pub(super) async fn ask(vm: &VmHandle, layout: &QemuLayout) -> Result<VmState> {
         | RunState::Suspended
         | RunState::Watchdog
         | RunState::Debug
-        | RunState::Migrating
         | RunState::Unknown(_) => match ended_in_panic(vm, layout) {
             Some(message) => panicked(&message),
             None => VmState::Running,

@@ -172,7 +172,7 @@ async fn press_button(vm: &VmHandle, layout: &QemuLayout, has_room: &mut bool) -
 
 /// Ends QEMU itself, by `quit`, then SIGTERM; returns whether it has ended. The caller's last
 /// resort is SIGKILL.
-async fn force(layout: &QemuLayout, process: &ProcessFd) -> Result<bool> {
+pub(super) async fn force(layout: &QemuLayout, process: &ProcessFd) -> Result<bool> {
     let limit = Instant::now() + FORCE_GRACE;
     let quit = async { QmpClient::connect(&status::monitor(layout), limit).await?.quit(limit).await };
     match quit.await {

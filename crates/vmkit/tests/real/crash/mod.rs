@@ -21,7 +21,7 @@ use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
 /// leave when it is cut.
-const LIVES: [(&str, &[&str], &[&str]); 10] = [
+const LIVES: [(&str, &[&str], &[&str]); 13] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
     ("start", &["create", "start", "stop"], &["stopped", "running"]),
@@ -29,6 +29,9 @@ const LIVES: [(&str, &[&str], &[&str]); 10] = [
     ("stop", &["create", "start"], &["running", "stopped"]),
     ("suspend", &["create", "start"], &["running", "suspended"]),
     ("resume", &["create", "start", "suspend"], &["suspended", "running"]),
+    ("save", &["create", "start"], &["running", "suspended", "saved"]),
+    ("start", &["create", "start", "save"], &["saved", "suspended", "running"]),
+    ("stop", &["create", "start", "save"], &["saved", "suspended", "running", "stopped"]),
     ("forward", &["create", "start"], &["running"]),
     ("unforward", &["create", "start", "forward"], &["running"]),
     ("remove", &["create", "start"], &["running", "stopped", "failed", ""]),
@@ -91,6 +94,7 @@ impl World {
             "start" => self.manager.start(&name).await.map(drop),
             "stop" => self.manager.stop(&name, soon).await.map(drop),
             "suspend" => self.manager.suspend(&name).await.map(drop),
+            "save" => self.manager.save(&name).await.map(drop),
             "resume" => self.manager.resume(&name).await.map(drop),
             "forward" => self.manager.add_forward(&name, &echo()).await.map(drop),
             "unforward" => self.manager.remove_forward(&name, &echo()).await.map(drop),
@@ -230,6 +234,7 @@ impl World {
             "start" | "resume" | "forward" | "unforward" => ("running", 1),
             "stop" => ("stopped", 0),
             "suspend" => ("suspended", 1),
+            "save" => ("saved", 0),
             _ => ("", 0),
         };
         assert_eq!(self.listed(), reached, "{place}");

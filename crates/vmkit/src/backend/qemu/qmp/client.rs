@@ -4,6 +4,7 @@
 //! dropped after it.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -142,6 +143,37 @@ impl QmpClient {
     ) -> Result<Value> {
         let id = self.queue(command, arguments);
         self.answer(command, id, deadline).await
+    }
+
+    /// Runs a command that an open file goes with.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub(super) async fn execute_with_file(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        file: BorrowedFd<'_>,
+        deadline: Instant,
+    ) -> Result<Value> {
+        let id = self.queue(command, Some(arguments));
+        let awaited = || format!("QEMU to take `{command}`");
+        within(deadline, awaited, self.wire.flush_with(file)).await?;
+        self.answer(command, id, deadline).await
+    }
+
+    /// Waits for an event of this name.
+    ///
+    /// # Errors
+    /// `Protocol` if QEMU closes the connection.
+    pub(super) async fn event(&mut self, name: &str) -> Result<()> {
+        loop {
+            if let QmpMessage::Event(event) = self.message().await?
+                && event.name == name
+            {
+                return Ok(());
+            }
+        }
     }
 
     /// Queues a command, and returns the id of its reply.

@@ -5,5 +5,6 @@
 
 pub(crate) mod client;
 pub(crate) mod codec;
+pub(crate) mod migration;
 pub(crate) mod usernet;
 pub(crate) mod wire;

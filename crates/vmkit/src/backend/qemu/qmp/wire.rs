@@ -3,16 +3,20 @@
 //! What was read and what is not yet written are kept in [`LineStream`], not in the futures: each
 //! may be dropped anywhere and not a byte is lost or sent twice.
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -77,6 +81,32 @@ impl LineStream {
             self.outgoing.drain(..written);
         }
         Ok(())
+    }
+
+    /// Writes what is queued, with an open file that goes with its first byte.
+    ///
+    /// # Cancel safety
+    /// A dropped call has sent the file with a part of the queue, or nothing at all.
+    pub(crate) async fn flush_with(&mut self, file: BorrowedFd<'_>) -> Result<()> {
+        loop {
+            self.stream.writable().await.map_err(|source| self.broke(source))?;
+            let sent = self.stream.try_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                let files = [file];
+                control.push(SendAncillaryMessage::ScmRights(&files));
+                let bytes = [IoSlice::new(&self.outgoing)];
+                Ok(rustix::net::sendmsg(&self.stream, &bytes, &mut control, SendFlags::NOSIGNAL)?)
+            });
+            match sent {
+                Ok(written) => {
+                    self.outgoing.drain(..written);
+                    return self.flush().await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(source) => return Err(self.broke(source)),
+            }
+        }
     }
 
     /// Waits for the next line.

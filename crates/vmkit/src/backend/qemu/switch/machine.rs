@@ -8,15 +8,17 @@ use super::{PropertyList, QemuArgs};
 use crate::spec::{Kernel, MachineType, Mib};
 
 /// `-machine`: the board, and the flash nodes of its firmware.
-pub(crate) struct MachineSwitch {
+pub(crate) struct MachineSwitch<'a> {
     pub(crate) machine: MachineType,
+    /// The machine's name with its version, for a guest that was saved in it.
+    pub(crate) versioned: Option<&'a str>,
     /// Whether the firmware lies in two flash nodes, `code` and `vars`.
     pub(crate) flash: bool,
 }
 
-impl MachineSwitch {
+impl MachineSwitch<'_> {
     pub(crate) fn add_to(&self, args: &mut QemuArgs) {
-        let mut props = PropertyList::new(self.machine.as_str());
+        let mut props = PropertyList::new(self.versioned.unwrap_or(self.machine.as_str()));
         props = match self.machine {
             MachineType::Q35 => props,
             // ACPI brings the power button, and devices without a word on the kernel's command
