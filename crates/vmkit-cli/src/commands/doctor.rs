@@ -108,7 +108,7 @@ impl DoctorArgs {
                 };
                 table.row([check.name.clone(), status.to_owned(), check.found.clone()]);
                 if let Some(advice) = &check.advice {
-                    table.row([String::new(), String::new(), format!("fix: {advice}")]);
+                    table.row([String::new(), String::new(), format!("advice: {advice}")]);
                 }
             }
             output::text(table)?;

@@ -192,7 +192,7 @@ fn doctor_fails_where_there_is_no_qemu_and_says_what_to_do() {
     let answer = host.vmkit(["doctor"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
     assert!(answer.stdout.lines().any(|line| line.starts_with("qemu-system") && line.contains("FAIL")));
-    assert!(answer.stdout.contains("fix: "), "{answer:?}");
+    assert!(answer.stdout.contains("advice: "), "{answer:?}");
     let checks: serde_json::Value = serde_json::from_str(&host.vmkit(["doctor", "--json"]).stdout).unwrap();
     let failed = checks.as_array().unwrap().iter().find(|check| check["status"] == "fail").unwrap();
     assert!(failed["advice"].is_string() && failed["found"].is_string() && failed["name"].is_string());
