@@ -70,13 +70,17 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let ours =
-                fs::read_link(entry.path().join(ALIVE)).is_ok_and(|lock| lock.starts_with(self.path()));
-            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            if let (true, Some(pid)) = (ours, pid) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+        kill_below(self.path());
+    }
+}
+
+/// Kills every QEMU and keeper of the VMs below a directory.
+pub(crate) fn kill_below(dir: &Path) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let ours = fs::read_link(entry.path().join(ALIVE)).is_ok_and(|lock| lock.starts_with(dir));
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        if let (true, Some(pid)) = (ours, pid) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
 }

@@ -249,12 +249,17 @@ mod tests {
                 for mut stream in listener.incoming().flatten() {
                     counts.fetch_add(1, Ordering::SeqCst);
                     let mood = feels.lock().unwrap().clone();
-                    match mood {
-                        ProbeReply::Silence => held.push(stream),
-                        ProbeReply::Refusal => drop(stream),
-                        ProbeReply::Greeting => stream.write_all(b"SSH-2.0-test\r\n").unwrap(),
-                        ProbeReply::Words(words) => stream.write_all(words.as_bytes()).unwrap(),
-                    }
+                    let words = match mood {
+                        ProbeReply::Silence => {
+                            held.push(stream);
+                            continue;
+                        }
+                        ProbeReply::Refusal => continue,
+                        ProbeReply::Greeting => "SSH-2.0-test\r\n".to_owned(),
+                        ProbeReply::Words(words) => words,
+                    };
+                    // A probe reads as much as it needs, and leaves: the rest can't be written.
+                    let _ = stream.write_all(words.as_bytes());
                 }
             });
             Self { address, mood, probes }

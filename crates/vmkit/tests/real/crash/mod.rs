@@ -48,6 +48,15 @@ struct World {
     manager: VmManager<QemuHypervisor>,
 }
 
+/// A test that failed leaves no QEMU.
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            crate::harness::kill_below(&self.dir);
+        }
+    }
+}
+
 impl World {
     fn at(dir: &Path) -> Self {
         Self::of(dir, "home")
