@@ -18,6 +18,8 @@ use crate::Result;
 
 /// The number that a plan's arguments give the log of the console.
 const CONSOLE_LOG: i32 = 205;
+/// The number that they give the monitor for events.
+const EVENTS: i32 = 208;
 
 /// How long anybody is waited for: a machine under load is slow, a guest that hangs is hung.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -46,10 +48,18 @@ impl Outfit {
         fs::create_dir_all(&run)?;
         let mut descriptors = Vec::new();
         for socket in &plan.sockets {
+            if let Some(parent) = socket.path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            // The one in the VM's directory is still there after an earlier run.
+            let _ = fs::remove_file(&socket.path);
             let listener = UnixListener::bind(&socket.path)?;
             descriptors.push(inheritable(listener.into(), socket.descriptor)?);
         }
         descriptors.push(inheritable(File::create(console_log)?.into(), CONSOLE_LOG)?);
+        // What it writes there is lost, as after the death of a keeper.
+        let (theirs, _) = UnixStream::pair()?;
+        descriptors.push(inheritable(theirs.into(), EVENTS)?);
         let mut command = Command::new(&plan.program);
         command.args(&plan.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self { command, run, descriptors })
