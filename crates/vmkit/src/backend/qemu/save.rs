@@ -18,6 +18,7 @@ use super::layout::QemuLayout;
 use super::qmp::client::{QmpClient, RunState};
 use super::saved::{self, SavedBy, SavedGuest};
 use super::stop::mark_asked;
+use super::switch::Accelerator;
 use super::{PAUSE_LIMIT, QemuHypervisor, clock, status, stop};
 use crate::abilities::{ClockState, SaveToDisk};
 use crate::backend::supervise::process::{self, ProcessState};
@@ -31,8 +32,6 @@ use crate::lifecycle::{Operation, VmState};
 use crate::spec::Mib;
 use crate::steps::step;
 use crate::store::refuse_other_user;
-
-use super::switch::Accelerator;
 
 /// What QEMU needs to write or to read a guest without memory.
 const LIMIT: Duration = Duration::from_secs(60);

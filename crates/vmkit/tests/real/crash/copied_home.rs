@@ -13,7 +13,7 @@ use super::{LIVES, World, runtime};
 const KILLS: usize = 6;
 
 #[test]
-fn whoever_goes_on_in_a_copy_after_a_kill_leaves_the_original_as_it_was() {
+fn an_operation_in_a_copy_after_a_kill_leaves_the_original_as_it_was() {
     let mut sample = StepSample::new();
     for (word, before, allowed) in LIVES {
         let check = |dir: &Path, place: &str| {
