@@ -1,8 +1,10 @@
 //! Guests that are saved to disk and continue from there.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,7 +56,10 @@ async fn a_saved_guest_continues_with_its_memory_its_disk_and_the_right_time() {
         let qemu = place.hypervisor();
         assert_eq!(qemu.state(&saved).await.unwrap(), VmState::Saved);
         let plan = qemu.plan_start(&saved).await.unwrap().to_string();
-        assert!(plan.contains("continue the guest saved in") && plan.contains("-incoming defer"), "{plan}");
+        assert!(
+            plan.contains("continue the guest saved in") && plan.contains("-S \\\n    -incoming defer"),
+            "{plan}"
+        );
         vm = qemu.resume(&saved).await.unwrap();
         assert_eq!(vm.state, VmState::Running);
         assert!(!work.join("memory").exists() && !work.join("saved.json").exists());
@@ -80,6 +85,51 @@ async fn a_saved_guest_continues_with_its_memory_its_disk_and_the_right_time() {
     assert!(off <= asked.elapsed() + Duration::from_secs(2), "the guest's clock is off by {off:?}");
     qemu.destroy(vm).await.unwrap();
     assert_eq!(place.leftovers(), Vec::<String>::new());
+}
+
+/// Executes a command by the monitor for people, and returns QEMU's reply.
+fn by_monitor(socket: &Path, command: &str) -> String {
+    let mut monitor = BufReader::new(UnixStream::connect(socket).unwrap());
+    let mut reply = String::new();
+    for command in ["qmp_capabilities", command] {
+        monitor.get_mut().write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).unwrap();
+        reply.clear();
+        // The greeting and events come in between.
+        while !reply.contains("\"return\"") {
+            reply.clear();
+            assert_ne!(monitor.read_line(&mut reply).unwrap(), 0, "QEMU ended");
+        }
+    }
+    reply
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_guest_that_ran_while_it_was_saved_is_paused_until_vmkit_resumes_it() {
+    let place = Place::new();
+    let qemu = place.hypervisor();
+    let vm = booted(&qemu, &tiny("awake").build().unwrap()).await;
+    let monitor: PathBuf = run(&vm).monitor.clone().unwrap();
+    let at = |place: &'static str, command: &'static str| {
+        let (sender, reply) = std::sync::mpsc::channel();
+        let monitor = monitor.clone();
+        vmkit::set_step_hook(Some(Box::new(move |name| {
+            if name == place {
+                sender.send(by_monitor(&monitor, command)).unwrap();
+            }
+            Ok(())
+        })));
+        reply
+    };
+    let reply = at("save: write the memory", "cont");
+    let saved = qemu.save(&vm).await.unwrap();
+    reply.try_recv().expect("it was resumed before its memory was written");
+    let reply = at("restore: resume", "query-status");
+    let vm = qemu.start(&saved).await.unwrap();
+    vmkit::set_step_hook(None);
+    let status = reply.try_recv().unwrap();
+    assert!(status.contains("\"paused\""), "{status}");
+    assert!(qemu.agent_responds(&vm, LONG).await.unwrap(), "the guest runs");
+    qemu.destroy(vm).await.unwrap();
 }
 
 /// Changes a file, looks, and puts it back as it was, its time included.

@@ -38,7 +38,9 @@ pub(super) fn argv(
     network(spec, id, &mut args);
     screen(spec, layout, &mut args);
     if saved_in.is_some() {
-        // From where, it learns when it has greeted.
+        // From where, it learns when it has greeted. It does not run before `cont`, whether it ran
+        // or was paused when it was saved.
+        args.flag("-S");
         args.plain("-incoming", "defer");
     }
     args.into_vec()

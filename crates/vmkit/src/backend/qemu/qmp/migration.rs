@@ -35,8 +35,9 @@ impl QmpClient {
         self.migrated(deadline).await
     }
 
-    /// Reads the guest's memory and devices from an inherited file. The guest is paused then, if it
-    /// was when it was saved, and its disks are not written to before `cont`.
+    /// Reads the guest's memory and devices from an inherited file. In a QEMU that was started with
+    /// `-S` the guest is paused then, also one that ran when it was saved, and its disks are not
+    /// written to before `cont`.
     ///
     /// # Errors
     /// `Protocol` if QEMU can't read it, which ends QEMU; `TimedOut`.
