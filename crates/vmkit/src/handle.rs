@@ -127,7 +127,7 @@ pub enum ConsoleEndpoint {
     /// The address of a WebSocket: Propolis's console. `VmManager` attaches to it by the backend's
     /// [`ConsoleHistory`](crate::abilities::ConsoleHistory).
     WebSocket(String),
-    /// No console, as with the no-op backend.
+    /// No console, as with the no-op backend unless it was given a directory for them.
     #[default]
     None,
 }

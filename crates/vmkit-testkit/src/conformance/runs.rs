@@ -1,11 +1,14 @@
 //! What is known of a run: each field of [`RunInfo`], the SSH server at `guest_ip`, and a run that
 //! its guest ends.
 
+use std::io;
 use std::net::TcpStream;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use vmkit::lifecycle::Operation;
 use vmkit::spec::{Accel, NetworkConfig, Protocol};
@@ -28,6 +31,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         the_process_of_a_run_lives_as_long_as_the_run,
         the_accelerator_of_a_run_is_the_one_in_use,
         the_console_of_a_run_is_the_one_of_console_endpoint,
+        the_stream_of_a_console_ends_with_the_run_and_not_with_a_pause,
         the_sockets_of_a_run_are_there_while_it_lives,
         the_screen_of_a_run_is_where_the_run_says,
         the_forwards_of_a_run_are_those_of_its_spec,
@@ -86,6 +90,35 @@ async fn the_console_of_a_run_is_the_one_of_console_endpoint<H: Backend>(bench: 
         ConsoleEndpoint::UnixSocket(path) => check_socket("the console", path),
         _ => Ok(()),
     }
+}
+
+async fn the_stream_of_a_console_ends_with_the_run_and_not_with_a_pause<H: Backend>(
+    bench: &CaseBench<H>,
+) -> CaseResult {
+    let (vm, run) = running(bench).await?;
+    let ConsoleEndpoint::UnixSocket(path) = &run.console else { return Ok(()) };
+    let mut client = UnixStream::connect(path).await.map_err(Error::io("connect to", path))?;
+    let is_open = |client: &UnixStream| loop {
+        match client.try_read(&mut [0; 4096]) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+    };
+    check(is_open(&client), || format!("the console at {path:?} of a VM that runs is closed"))?;
+    if bench.capabilities().suspend {
+        let vm = bench.apply(&vm, Operation::Suspend).await??;
+        check(is_open(&client), || "the console's stream ended with a pause".to_owned())?;
+        bench.apply(&vm, Operation::Resume).await??;
+        check(is_open(&client), || "the console's stream ended with a resume".to_owned())?;
+    }
+    within("stop", bench.options.grace, bench.backend.stop(&vm, Duration::ZERO)).await??;
+    let ended = async {
+        let mut printed = vec![0; 4096];
+        // A reset is an end as well: what was typed was not read.
+        while client.read(&mut printed).await.is_ok_and(|bytes| bytes > 0) {}
+    };
+    within("the console's stream of a stopped VM", bench.options.grace, ended).await
 }
 
 async fn the_sockets_of_a_run_are_there_while_it_lives<H: Backend>(bench: &CaseBench<H>) -> CaseResult {

@@ -32,30 +32,60 @@ fn routed(noop: &NoopHypervisor) -> impl Backend + use<> {
     RouterHypervisor::new(BackendTag::Noop).with(noop.clone())
 }
 
+/// The no-op backend with consoles in a directory of its own, in which nothing may be left behind.
+struct WithConsoles {
+    noop: NoopHypervisor,
+    _temp: tempfile::TempDir,
+    options: Conformance,
+}
+
+impl WithConsoles {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().expect("a directory");
+        let dir = temp.path().to_owned();
+        let noop = NoopHypervisor::new().with_consoles(&dir);
+        let printing = noop.clone();
+        let print = move |vm: &VmHandle| {
+            printing.print(vm, "guest: ready\r\n").expect("it runs");
+            "guest: ready".to_owned()
+        };
+        let leftovers = move || {
+            let left = std::fs::read_dir(&dir).expect("the directory is there").flatten();
+            left.map(|entry| entry.path().display().to_string()).collect()
+        };
+        let options = over(&noop).printing(print).finding_leftovers(leftovers);
+        Self { noop, _temp: temp, options }
+    }
+}
+
 fn all_passed(report: &ConformanceReport) {
     report.assert();
-    // Nothing runs an SSH server here: the custom backend with a console has one.
+    // Nothing runs an SSH server here: the custom backend has one.
     assert_eq!(report.skipped(), 1, "{report}");
 }
 
 #[tokio::test]
-async fn noop_keeps_the_contract() {
+async fn noop_without_consoles_keeps_the_contract() {
     let noop = NoopHypervisor::new();
     let options = over(&noop);
     all_passed(&conformance::run(move || noop.clone(), options).await);
 }
 
 #[tokio::test]
+async fn noop_keeps_the_contract() {
+    let WithConsoles { noop, _temp, options } = WithConsoles::new();
+    all_passed(&conformance::run(move || noop.clone(), options).await);
+}
+
+#[tokio::test]
 async fn noop_with_its_type_erased_keeps_the_contract() {
-    let noop = NoopHypervisor::new();
-    let options = over(&noop);
+    let WithConsoles { noop, _temp, options } = WithConsoles::new();
     all_passed(&conformance::run(move || erased(&noop), options).await);
 }
 
 #[tokio::test]
 async fn the_router_keeps_the_contract() {
-    let noop = NoopHypervisor::new();
-    let options = over(&noop);
+    let WithConsoles { noop, _temp, options } = WithConsoles::new();
     all_passed(&conformance::run(move || routed(&noop), options).await);
 }
 

@@ -1,26 +1,22 @@
-//! A custom backend with a console and a log, made of what the library exports: `VmManager` serves
-//! it as it does QEMU's.
+//! Backends over the no-op one whose consoles differ from its own, and whose guests have an SSH
+//! server: `VmManager` serves them as it does QEMU's.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fs;
-use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use uuid::Uuid;
 use vmkit::spec::{Boot, Kernel, VmName, VmSpec};
 use vmkit::store::Home;
 use vmkit::{
-    Abilities, Backend, BackendTag, BoundedLog, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result,
-    VmHandle, VmManager, VmState,
+    Abilities, Backend, BackendTag, ConsoleEndpoint, Error, Hypervisor, NoopHypervisor, Result, VmHandle,
+    VmManager, VmState,
 };
 use vmkit_testkit::{Conformance, conformance, paper_spec};
 
-/// The no-op backend with guests that print.
+use crate::sshd::Daemon;
+
+/// The no-op backend with consoles of another kind.
 #[derive(Clone)]
 struct Talking {
     noop: NoopHypervisor,
@@ -28,46 +24,16 @@ struct Talking {
     is_shared: bool,
     /// Whether the handles say where a run begins in the log.
     tells_runs_apart: bool,
-    guests: Arc<Mutex<BTreeMap<Uuid, Arc<Mutex<Guest>>>>>,
-}
-
-/// The console of a guest that runs.
-struct Guest {
-    log: BoundedLog,
-    clients: Vec<UnixStream>,
-}
-
-impl Guest {
-    /// Prints a line, as the contract of a Unix socket has it: to the clients first, then to the
-    /// log.
-    fn print(&mut self, line: &str) {
-        self.clients.retain_mut(|client| client.write_all(line.as_bytes()).is_ok());
-        self.log.append(line.as_bytes());
-    }
 }
 
 impl Talking {
-    fn over(noop: &NoopHypervisor, dir: &Path) -> Self {
-        let guests = Arc::default();
-        Self { noop: noop.clone(), dir: dir.to_owned(), is_shared: false, tells_runs_apart: true, guests }
-    }
-
-    fn log(&self, vm: &VmHandle) -> PathBuf {
-        self.dir.join(format!("{}.log", vm.id))
-    }
-
-    fn socket(&self, vm: &VmHandle) -> PathBuf {
-        self.dir.join(format!("{}.sock", vm.id))
+    fn below(dir: &Path) -> Self {
+        let noop = NoopHypervisor::new().with_consoles(dir.join("consoles")).with_guest_ip(GUEST);
+        Self { noop, dir: dir.to_owned(), is_shared: false, tells_runs_apart: true }
     }
 
     fn print(&self, vm: &VmHandle, line: &str) {
-        let guest = Arc::clone(&self.guests.lock().unwrap()[&vm.id]);
-        guest.lock().unwrap().print(line);
-    }
-
-    fn end(&self, vm: &VmHandle) {
-        self.guests.lock().unwrap().remove(&vm.id);
-        let _ = fs::remove_file(self.socket(vm));
+        self.noop.print(vm, line).unwrap();
     }
 }
 
@@ -77,34 +43,13 @@ impl Hypervisor for Talking {
     }
     async fn start(&self, vm: &VmHandle) -> Result<VmHandle> {
         let mut vm = self.noop.start(vm).await?;
-        let mut guests = self.guests.lock().unwrap();
-        if let Entry::Vacant(place) = guests.entry(vm.id) {
-            let path = self.log(&vm);
-            let log = BoundedLog::open(&path, 1 << 20).map_err(Error::io("open", &path))?;
-            let since = log.position().map_err(Error::io("look at", &path))?;
-            vm.console_since = self.tells_runs_apart.then_some(since);
-            let guest = Arc::new(Mutex::new(Guest { log, clients: Vec::new() }));
-            let _ = fs::remove_file(self.socket(&vm));
-            let listener =
-                UnixListener::bind(self.socket(&vm)).map_err(Error::io("listen at", self.socket(&vm)))?;
-            let weak = Arc::downgrade(&guest);
-            std::thread::spawn(move || {
-                for client in listener.incoming().flatten() {
-                    let Some(guest) = weak.upgrade() else { return };
-                    guest.lock().unwrap().clients.push(client);
-                }
-            });
-            place.insert(guest);
+        if !self.tells_runs_apart {
+            vm.console_since = None;
         }
-        vm.console_log = Some(self.log(&vm));
-        let console = ConsoleEndpoint::UnixSocket(self.socket(&vm));
-        vm.run.get_or_insert_default().console = console;
         Ok(vm)
     }
     async fn stop(&self, vm: &VmHandle, timeout: Duration) -> Result<VmHandle> {
-        let stopped = self.noop.stop(vm, timeout).await?;
-        self.end(vm);
-        Ok(stopped)
+        self.noop.stop(vm, timeout).await
     }
     async fn suspend(&self, vm: &VmHandle) -> Result<VmHandle> {
         self.noop.suspend(vm).await
@@ -113,18 +58,16 @@ impl Hypervisor for Talking {
         self.noop.resume(vm).await
     }
     async fn destroy(&self, vm: VmHandle) -> Result<()> {
-        self.end(&vm);
-        let _ = fs::remove_file(self.log(&vm));
         self.noop.destroy(vm).await
     }
     async fn state(&self, vm: &VmHandle) -> Result<VmState> {
         self.noop.state(vm).await
     }
     async fn guest_ip(&self, vm: &VmHandle) -> Result<String> {
-        self.noop.guest_ip(vm).await.map(|_| GUEST.to_string())
+        self.noop.guest_ip(vm).await
     }
     fn console_endpoint(&self, vm: &VmHandle) -> Result<ConsoleEndpoint> {
-        self.noop.console_endpoint(vm).map(|_| ConsoleEndpoint::UnixSocket(self.socket(vm)))
+        self.noop.console_endpoint(vm)
     }
 }
 
@@ -148,16 +91,18 @@ fn on_a_network(name: VmName) -> VmSpec {
     VmSpec::builder(name).boot(Boot::Kernel(kernel)).network(network).build().unwrap()
 }
 
-/// Sends an SSH server's banner to each client of the guests' port 22; returns false if this user
-/// may not listen there.
-fn serve_ssh() -> bool {
-    let Ok(listener) = TcpListener::bind((GUEST, 22)) else { return false };
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().flatten() {
-            let _ = client.write_all(b"SSH-2.0-test\r\n");
+/// Starts an SSH server at the guests' port 22; `None`, said aloud, if this user may not listen
+/// there.
+fn serve_ssh() -> Option<Daemon> {
+    let address = SocketAddr::from((GUEST, 22));
+    match TcpListener::bind(address) {
+        Ok(probe) => drop(probe),
+        Err(error) => {
+            println!("SKIP: this user may not listen at {address}: {error}");
+            return None;
         }
-    });
-    true
+    }
+    Some(Daemon::at(address, ""))
 }
 
 /// Runs two VMs one after the other under one name, and returns the manager of the second run, in
@@ -172,26 +117,33 @@ async fn second_run(talking: &Talking, line: &str) -> (VmManager<Talking>, VmNam
     (manager, name)
 }
 
+/// Both, one after the other, at one SSH server.
 #[tokio::test]
-async fn a_custom_backend_with_a_console_keeps_the_contract() {
+async fn backends_whose_guests_have_an_ssh_server_keep_the_contract() {
     let temp = tempfile::tempdir().unwrap();
-    let talking = Talking::over(&NoopHypervisor::new(), temp.path());
-    let printing = talking.clone();
-    let is_served = serve_ssh();
-    if !is_served {
-        println!("SKIP: this user may not listen at port 22 of {GUEST}");
+    let server = serve_ssh();
+    let talking = Talking::below(&temp.path().join("talking"));
+    let noop = NoopHypervisor::new().with_consoles(temp.path().join("noop")).with_guest_ip(GUEST);
+    let options = |noop: &NoopHypervisor| {
+        let printing = noop.clone();
+        let options = Conformance::new(on_a_network).printing(move |vm| {
+            printing.print(vm, "guest: ready\n").unwrap();
+            "guest: ready".to_owned()
+        });
+        if server.is_some() { options.serving_ssh() } else { options }
+    };
+    let with_noop = options(&noop);
+    let with_talking = options(&talking.noop);
+    for report in [
+        conformance::run(move || talking.clone(), with_talking).await,
+        conformance::run(move || noop.clone(), with_noop).await,
+    ] {
+        report.assert();
+        let text = report.to_string();
+        assert!(text.contains("passed   a line printed before attaching is heard"), "{text}");
+        let is_served = text.contains("passed   ssh is found by what the backend says");
+        assert_eq!(is_served, server.is_some(), "{text}");
     }
-    let options = Conformance::new(on_a_network);
-    let options = if is_served { options.serving_ssh() } else { options };
-    let options = options.printing(move |vm| {
-        printing.print(vm, "guest: ready\n");
-        "guest: ready".to_owned()
-    });
-    let report = conformance::run(move || talking.clone(), options).await;
-    report.assert();
-    let text = report.to_string();
-    assert!(text.contains("passed   a line printed before attaching is heard"), "{text}");
-    assert_eq!(text.contains("passed   ssh is found by what the backend says"), is_served, "{text}");
 }
 
 #[tokio::test]
@@ -200,7 +152,7 @@ async fn what_a_custom_backends_guest_printed_before_attaching_is_heard_and_show
     for tells_runs_apart in [true, false] {
         let dir = temp.path().join(tells_runs_apart.to_string());
         fs::create_dir(&dir).unwrap();
-        let talking = Talking { tells_runs_apart, ..Talking::over(&NoopHypervisor::new(), &dir) };
+        let talking = Talking { tells_runs_apart, ..Talking::below(&dir) };
         let (manager, name) = second_run(&talking, "guest: ready\n").await;
         let mut console = manager.attach_console(&name).await.unwrap();
         let heard = console.wait_for("ready", Duration::from_secs(20)).await.unwrap();
@@ -209,7 +161,7 @@ async fn what_a_custom_backends_guest_printed_before_attaching_is_heard_and_show
         drop(console);
         // What was awaited did not come: the error shows what did.
         let mut console = manager.attach_console(&name).await.unwrap();
-        let error = console.wait_for("login: ", Duration::from_millis(50)).await.unwrap_err();
+        let error = console.wait_for("password: ", Duration::from_millis(50)).await.unwrap_err();
         let Error::TimedOut { console: Some(shown), .. } = &error else { panic!("{error}") };
         assert!(shown.as_str().ends_with("guest: ready"), "{}", shown.as_str());
     }
@@ -221,7 +173,7 @@ async fn a_console_that_serves_many_is_attached_by_many() {
     for is_shared in [true, false] {
         let dir = temp.path().join(is_shared.to_string());
         fs::create_dir(&dir).unwrap();
-        let talking = Talking { is_shared, ..Talking::over(&NoopHypervisor::new(), &dir) };
+        let talking = Talking { is_shared, ..Talking::below(&dir) };
         let (manager, name) = second_run(&talking, "guest: ready\n").await;
         let mut first = manager.attach_console(&name).await.unwrap();
         match manager.attach_console(&name).await {

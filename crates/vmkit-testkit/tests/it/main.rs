@@ -10,3 +10,5 @@ mod fake_propolis;
 #[cfg(feature = "propolis")]
 mod propolis_on_fake;
 mod qemu_faults;
+#[path = "../../../vmkit/tests/it/sshd.rs"]
+mod sshd;

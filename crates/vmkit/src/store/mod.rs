@@ -46,7 +46,6 @@ pub use crate::misplacement::Misplacement;
 pub(crate) use changes::RecordChanges;
 pub(crate) use files::stranger;
 pub use home::Home;
-#[cfg(any(feature = "images", feature = "ssh"))]
 pub(crate) use home::create_private;
 pub(crate) use locked::LockedVm;
 pub use owner::EphemeralGuard;

@@ -14,6 +14,7 @@ mod crash;
 #[cfg(all(target_os = "linux", feature = "images", feature = "ssh", feature = "vmfile"))]
 mod few_threads;
 mod manager;
+mod noop_console;
 #[cfg(all(feature = "propolis", feature = "ssh"))]
 mod power_off;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]

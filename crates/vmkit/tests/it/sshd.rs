@@ -37,28 +37,39 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Starts one at a port of the kernel's choice.
     pub(crate) fn with(config: &str) -> Self {
-        let (dir, access) = prepare(config);
         // The port may be taken between the question and the start: then another is.
-        for _ in 0..20 {
+        let started = (0..20).find_map(|_| {
             let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-            let mut child = Command::new(PROGRAM)
-                .args(["-D", "-e", "-f"])
-                .arg(dir.path().join("sshd_config"))
-                .arg(format!("-oListenAddress={address}"))
-                .stdin(Stdio::null())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-            if said.any(|line| line.is_ok_and(|line| line.contains("Server listening on"))) {
-                // Read to its end, or the server would fail at its next word.
-                thread::spawn(move || said.for_each(drop));
-                return Self { access, address, _dir: dir, child };
-            }
-            child.wait().unwrap();
+            Self::started(address, config)
+        });
+        started.expect("sshd listens")
+    }
+
+    /// Starts one at this address.
+    pub(crate) fn at(address: SocketAddr, config: &str) -> Self {
+        Self::started(address, config).expect("sshd listens")
+    }
+
+    fn started(address: SocketAddr, config: &str) -> Option<Self> {
+        let (dir, access) = prepare(config);
+        let mut child = Command::new(PROGRAM)
+            .args(["-D", "-e", "-f"])
+            .arg(dir.path().join("sshd_config"))
+            .arg(format!("-oListenAddress={address}"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+        if said.any(|line| line.is_ok_and(|line| line.contains("Server listening on"))) {
+            // Read to its end, or the server would fail at its next word.
+            thread::spawn(move || said.for_each(drop));
+            return Some(Self { access, address, _dir: dir, child });
         }
-        panic!("sshd does not listen");
+        child.wait().unwrap();
+        None
     }
 }
 
