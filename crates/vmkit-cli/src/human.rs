@@ -48,8 +48,9 @@ pub(crate) fn with_ports(vm: &VmHandle) -> String {
     }
 }
 
-/// Returns all that is known of a VM, a line each.
-pub(crate) fn details(vm: &VmHandle) -> String {
+/// Returns all that is known of a VM, a line each; of a saved one with the room that its memory
+/// takes on disk.
+pub(crate) fn details(vm: &VmHandle, saved_mib: Option<u64>) -> String {
     let spec = &vm.spec;
     let mut lines = LabelLines::default();
     lines.add("name", vm.name());
@@ -61,6 +62,9 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     lines.add("backend", &vm.backend);
     lines.add("cpus", spec.cpus());
     lines.add("memory", spec.memory());
+    if let Some(mib) = saved_mib {
+        lines.add("saved memory", format_args!("{mib} MiB on disk"));
+    }
     lines.add("machine", spec.machine().as_str());
     let accel = vm.run.as_ref().and_then(|run| run.accel);
     match accel.filter(|accel| *accel != spec.accel()) {
@@ -96,13 +100,7 @@ pub(crate) fn details(vm: &VmHandle) -> String {
     if let Some(disc) = spec.cdrom() {
         lines.add("cdrom", disc.display());
     }
-    match spec.network() {
-        NetworkConfig::User(user) if user.restrict => lines.add("network", "user, restricted"),
-        NetworkConfig::User(_) => lines.add("network", "user"),
-        NetworkConfig::Tap { bridge } => lines.add("network", format_args!("bridge {bridge}")),
-        NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
-        _ => lines.add("network", "none"),
-    }
+    network(&mut lines, spec.network());
     // The image was told above.
     for (key, value) in spec.labels().iter().filter(|(key, _)| *key != MachineConfig::IMAGE_LABEL) {
         lines.add("label", format_args!("{key}={value}"));
@@ -126,6 +124,16 @@ pub(crate) fn change(change: &SpecChange) -> String {
 /// Returns a value as a person reads it who has to see that there is none.
 fn shown(value: &str) -> &str {
     if value.is_empty() { "none" } else { value }
+}
+
+fn network(lines: &mut LabelLines, network: &NetworkConfig) {
+    match network {
+        NetworkConfig::User(user) if user.restrict => lines.add("network", "user, restricted"),
+        NetworkConfig::User(_) => lines.add("network", "user"),
+        NetworkConfig::Tap { bridge } => lines.add("network", format_args!("bridge {bridge}")),
+        NetworkConfig::Vnic { link } => lines.add("network", format_args!("link {link}")),
+        _ => lines.add("network", "none"),
+    }
 }
 
 fn boot(lines: &mut LabelLines, boot: &Boot) {

@@ -27,6 +27,7 @@ pub(crate) struct VmView<'a> {
     cause: Option<&'a FailureCause>,
     cpus: u32,
     memory_mib: u64,
+    saved_mib: Option<u64>,
     machine: MachineType,
     accel: &'static str,
     boot: BootWay<'a>,
@@ -212,6 +213,7 @@ impl<'a> VmView<'a> {
             cause: cause(&vm.state),
             cpus: spec.cpus(),
             memory_mib: spec.memory().mib(),
+            saved_mib: None,
             machine: spec.machine(),
             accel: if is_bhyve { "bhyve" } else { spec.accel().as_str() },
             boot: if is_bhyve { boot(&Boot::Firmware(Firmware::Uefi)) } else { boot(spec.boot()) },
@@ -237,6 +239,11 @@ impl<'a> VmView<'a> {
             console_log: vm.console_log.as_deref(),
             hypervisor_log: vm.hypervisor_log.as_deref(),
         }
+    }
+
+    /// Adds the room that the memory of a saved guest takes on disk.
+    pub(crate) fn with_saved_mib(self, saved_mib: Option<u64>) -> Self {
+        Self { saved_mib, ..self }
     }
 }
 

@@ -99,6 +99,8 @@ pub mod project;
 pub mod propolis;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub mod qemu;
+#[cfg(any(feature = "images", all(target_os = "linux", feature = "qemu")))]
+mod room;
 mod span;
 pub mod spec;
 #[cfg(feature = "ssh")]

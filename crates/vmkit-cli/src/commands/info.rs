@@ -1,6 +1,7 @@
 //! `vmkit info`.
 
 use clap::Args;
+use vmkit::VmState;
 use vmkit::spec::VmName;
 
 use crate::context::CommandContext;
@@ -20,10 +21,18 @@ pub(crate) struct InfoArgs {
 impl InfoArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
-        let vm = context.block_on(async { Ok(manager.info(&self.name).await?) })?;
+        let (vm, saved_bytes) = context.block_on(async {
+            let vm = manager.info(&self.name).await?;
+            let saved_bytes = match vm.state {
+                VmState::Saved => manager.saved_bytes(&self.name).await?,
+                _ => None,
+            };
+            Ok((vm, saved_bytes))
+        })?;
+        let saved_mib = saved_bytes.map(|bytes| bytes.div_ceil(1 << 20));
         match self.json {
-            true => output::json(&json::VmView::of(&vm)),
-            false => output::text(human::details(&vm)),
+            true => output::json(&json::VmView::of(&vm).with_saved_mib(saved_mib)),
+            false => output::text(human::details(&vm, saved_mib)),
         }
     }
 }

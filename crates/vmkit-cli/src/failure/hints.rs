@@ -35,6 +35,11 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
         Error::Misplaced { path, vm, how } => return misplaced(path, vm, *how),
         // Their texts say what to do.
         Error::OtherUser { .. } | Error::SameVm { .. } => return None,
+        Error::NotContinued { .. } => {
+            let vm = &of?.vm;
+            return Some(format!("`vmkit start --discard-saved {vm}` boots it without its memory"));
+        }
+        Error::VmPart { .. } => return Some(format!("`vmkit rm {}` removes the VM", of?.vm)),
         Error::NotRecursive { .. } => "`vmkit cp -r` copies directories",
         Error::AlreadyExists { what: Subject::MachinesFile, .. } => {
             "`vmkit plan` shows what `vmkit up` would do"

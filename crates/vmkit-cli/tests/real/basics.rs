@@ -185,6 +185,21 @@ fn a_saved_guest_continues_unless_its_memory_is_discarded() {
     assert_eq!(printed.matches("vmkit-guest: ready").count(), 1, "it did not boot again: {printed}");
 
     life.must(["suspend", "--to-disk", "web"]);
+    let info: serde_json::Value = serde_json::from_str(&life.must(["info", "--json", "web"])).unwrap();
+    let mib = info["saved_mib"].as_u64().unwrap();
+    assert!((1..=512).contains(&mib), "{info}");
+    let shown = life.must(["info", "web"]);
+    assert!(shown.lines().any(|line| line.ends_with(&format!(" {mib} MiB on disk"))), "{shown}");
+    let memory = life.home().join("vms/web/memory");
+    std::fs::File::options().write(true).open(&memory).unwrap().set_len(4096).unwrap();
+    let refused = life.vmkit(["start", "web"]);
+    let (start, end) = (
+        "error: web: cannot continue the saved guest (expected its memory, disks and host as they were)\n  \
+         caused by: ",
+        "\nhint: `vmkit start --discard-saved web` boots it without its memory\n",
+    );
+    assert!(refused.code == Some(2) && refused.stderr.starts_with(start), "{refused:?}");
+    assert!(refused.stderr.ends_with(end), "{refused:?}");
     life.must(["start", "--discard-saved", "web"]);
     life.says("web", "vmkit-guest: ready");
     let plan = life.must(["info", "--json", "web"]);

@@ -28,6 +28,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         an_agent_responds_or_not_in_time,
         a_guest_that_is_not_reset_is_not_reported_as_reset,
         a_resume_that_sets_the_clock_is_a_resume,
+        the_room_of_a_guest_on_disk_is_known_while_it_is_saved,
         the_past_of_a_console_is_there_while_the_vm_lives,
         a_line_printed_before_attaching_is_heard_over_the_manager,
     ]
@@ -114,6 +115,18 @@ async fn a_resume_that_sets_the_clock_is_a_resume<H: Backend>(bench: &CaseBench<
     let vm = bench.apply(&vm, Operation::Stop).await??;
     let late = within("resume_and_set_clock", limit, clock.resume_and_set_clock(&vm, None)).await?;
     check_refused("resume_and_set_clock of a stopped VM", &late)
+}
+
+async fn the_room_of_a_guest_on_disk_is_known_while_it_is_saved<H: Backend>(
+    bench: &CaseBench<H>,
+) -> CaseResult {
+    let Some(disk) = abilities(bench).save_to_disk() else { return Ok(()) };
+    let saved = bench.bring_to(Situation::Saved).await?;
+    let bytes = within("saved_bytes", bench.options.grace, disk.saved_bytes(&saved)).await??;
+    check(bytes.is_some(), || "the room of a saved guest is unknown".to_owned())?;
+    let started = bench.apply(&saved, Operation::Start).await??;
+    let bytes = within("saved_bytes", bench.options.grace, disk.saved_bytes(&started)).await??;
+    check(bytes.is_none(), || format!("a guest that runs takes {bytes:?} bytes on disk"))
 }
 
 async fn the_past_of_a_console_is_there_while_the_vm_lives<H: Backend>(bench: &CaseBench<H>) -> CaseResult {

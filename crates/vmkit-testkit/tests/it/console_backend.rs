@@ -91,18 +91,11 @@ fn on_a_network(name: VmName) -> VmSpec {
     VmSpec::builder(name).boot(Boot::Kernel(kernel)).network(network).build().unwrap()
 }
 
-/// Starts an SSH server at the guests' port 22; `None`, said aloud, if this user may not listen
-/// there.
-fn serve_ssh() -> Option<Daemon> {
+/// Starts an SSH server at the guests' port 22; fails if this user may not listen there.
+fn serve_ssh() -> std::io::Result<Daemon> {
     let address = SocketAddr::from((GUEST, 22));
-    match TcpListener::bind(address) {
-        Ok(probe) => drop(probe),
-        Err(error) => {
-            println!("SKIP: this user may not listen at {address}: {error}");
-            return None;
-        }
-    }
-    Some(Daemon::at(address, ""))
+    TcpListener::bind(address)?;
+    Ok(Daemon::at(address, ""))
 }
 
 /// Runs two VMs one after the other under one name, and returns the manager of the second run, in
@@ -122,6 +115,9 @@ async fn second_run(talking: &Talking, line: &str) -> (VmManager<Talking>, VmNam
 async fn backends_whose_guests_have_an_ssh_server_keep_the_contract() {
     let temp = tempfile::tempdir().unwrap();
     let server = serve_ssh();
+    if let Err(error) = &server {
+        println!("SKIP: no SSH server at {GUEST}: {error}");
+    }
     let talking = Talking::below(&temp.path().join("talking"));
     let noop = NoopHypervisor::new().with_consoles(temp.path().join("noop")).with_guest_ip(GUEST);
     let options = |noop: &NoopHypervisor| {
@@ -130,7 +126,7 @@ async fn backends_whose_guests_have_an_ssh_server_keep_the_contract() {
             printing.print(vm, "guest: ready\n").unwrap();
             "guest: ready".to_owned()
         });
-        if server.is_some() { options.serving_ssh() } else { options }
+        if server.is_ok() { options.serving_ssh() } else { options }
     };
     let with_noop = options(&noop);
     let with_talking = options(&talking.noop);
@@ -142,7 +138,7 @@ async fn backends_whose_guests_have_an_ssh_server_keep_the_contract() {
         let text = report.to_string();
         assert!(text.contains("passed   a line printed before attaching is heard"), "{text}");
         let is_served = text.contains("passed   ssh is found by what the backend says");
-        assert_eq!(is_served, server.is_some(), "{text}");
+        assert_eq!(is_served, server.is_ok(), "{text}");
     }
 }
 

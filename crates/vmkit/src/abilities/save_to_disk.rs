@@ -28,6 +28,13 @@ pub trait SaveToDisk: Send + Sync {
     /// was in: `Host` for too little space, which is estimated beforehand; `Hypervisor` for a
     /// device that can't be saved; `TimedOut`; `Io`.
     fn save(&self, vm: &VmHandle) -> impl Future<Output = Result<VmHandle>> + Send;
+
+    /// Returns the room that a saved guest takes on disk, in bytes; `None` for a VM that is not
+    /// saved.
+    ///
+    /// # Errors
+    /// `Io` and `Host` if that can't be determined.
+    fn saved_bytes(&self, vm: &VmHandle) -> impl Future<Output = Result<Option<u64>>> + Send;
 }
 
 erased! {
@@ -38,4 +45,9 @@ erased! {
     /// # Errors
     /// Those of the backend.
     save as save_dyn(vm: &'a VmHandle) -> VmHandle;
+    /// Calls [`SaveToDisk::saved_bytes`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    saved_bytes as saved_bytes_dyn(vm: &'a VmHandle) -> Option<u64>;
 }

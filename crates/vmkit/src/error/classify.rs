@@ -26,7 +26,8 @@ impl Error {
             Error::UnknownBackend { .. } | Error::Host { .. } | Error::OtherUser { .. } => ErrorKind::Host,
             Error::Busy { .. } | Error::ImageInUse { .. } | Error::SameVm { .. } => ErrorKind::Busy,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
-            Error::Record { .. } | Error::Misplaced { .. } => ErrorKind::Record,
+            Error::Record { .. } | Error::Misplaced { .. } | Error::VmPart { .. } => ErrorKind::Record,
+            Error::NotContinued { source } => source.kind(),
             Error::QemuExited { .. } => ErrorKind::Hypervisor,
             Error::Refused { peer, .. } | Error::Protocol { peer, .. } if peer.is_in_guest() => {
                 ErrorKind::Guest

@@ -27,7 +27,7 @@ use crate::spec::VmName;
 use text::{BackingUsers, CauseOf, HolderOf, LastLines, LocationOf, NameList, SuggestionOf};
 
 pub use kind::ErrorKind;
-pub use subject::{LiveResource, Peer, Subject};
+pub use subject::{LiveResource, PartProblem, Peer, Subject};
 pub use value::ValueProblem;
 #[cfg(feature = "vmfile")]
 pub use vmfile::{VmfileError, VmfileProblem, VmfileSpan};
@@ -190,6 +190,21 @@ pub enum Error {
         image: String,
         /// The VMs, in the order of their names.
         vms: Vec<VmName>,
+    },
+    /// A saved guest can't be continued: its memory, its disks or its host are not what they were.
+    /// Discarded, its VM boots.
+    #[error("cannot continue the saved guest (expected its memory, disks and host as they were)")]
+    NotContinued {
+        /// What is different.
+        source: Box<Error>,
+    },
+    /// A file of a VM's directory is not what `prepare` created there.
+    #[error("{}: this part of the VM {problem}: restore it from a backup, or remove the VM", path.display())]
+    VmPart {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: PartProblem,
     },
     /// A deadline passed.
     #[error("waited {:.1} s for {awaited}{}", after.as_secs_f64(), LastLines("the console's last lines", console.as_ref().map_or("", ConsoleTail::as_str)))]

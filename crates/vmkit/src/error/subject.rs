@@ -54,6 +54,31 @@ impl fmt::Display for Subject {
     }
 }
 
+/// What is wrong with a file of a VM's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PartProblem {
+    /// There is none, or a link that leads to nothing.
+    Missing,
+    /// A directory or a device is in its place.
+    NotAFile,
+    /// It has no byte.
+    Empty,
+    /// It is a disk, and has no header of a qcow2 image.
+    NotQcow2,
+}
+
+impl fmt::Display for PartProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PartProblem::Missing => "is missing",
+            PartProblem::NotAFile => "is no file",
+            PartProblem::Empty => "is empty",
+            PartProblem::NotQcow2 => "is no qcow2 image any more",
+        })
+    }
+}
+
 /// What is known of a VM only while it runs or is suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -8,8 +8,6 @@
 //! never joined. Attempts are counted from the last progress; after much progress, the next attempt
 //! begins at once.
 
-use std::path::Path;
-
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -27,6 +25,7 @@ use super::remote::{
 };
 use crate::error::{Error, Result};
 use crate::host::process::boot_id;
+use crate::room::check_room;
 
 /// The file that records what is being downloaded, beside the partial download.
 const STATE: &str = "state.json";
@@ -353,7 +352,8 @@ impl FileDownload<'_> {
             replace(&self.place.dir.join(STATE), &bytes).map_err(AttemptFailure::Final)?;
             self.state = state;
         }
-        check_room(&self.place.dir, self.state.total_bytes.map(|total| total.saturating_sub(self.got_bytes)))
+        let left_bytes = self.state.total_bytes.map_or(0, |total| total.saturating_sub(self.got_bytes));
+        check_room(&self.place.dir, left_bytes, |mib| format!("{mib} MiB are still to come"))
             .map_err(AttemptFailure::Final)?;
         self.show();
         Ok(ReplyBody::Bytes)
@@ -399,22 +399,6 @@ impl FileDownload<'_> {
         let (done_bytes, total_bytes) = (self.got_bytes, self.state.total_bytes);
         self.progress.send_replace(PullProgress { stage: PullStage::Fetching, done_bytes, total_bytes });
     }
-}
-
-/// Refuses a download that the disk has no space for, before it is fetched.
-fn check_room(dir: &Path, bytes: Option<u64>) -> Result<()> {
-    let Some(bytes) = bytes else { return Ok(()) };
-    let system = rustix::fs::statvfs(dir).map_err(|errno| Error::io("examine", dir)(errno.into()))?;
-    let free_bytes = system.f_bavail.saturating_mul(system.f_frsize);
-    if bytes > free_bytes {
-        let problem = format!(
-            "{} MiB are still to come, and {} MiB are free there",
-            bytes.div_ceil(1 << 20),
-            free_bytes >> 20
-        );
-        return Err(Error::host(format!("room in {}", dir.display()), problem));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use super::qcow2_header::{self, BackingName, Qcow2Header};
 use crate::error::{Error, Result, ValueProblem};
 use crate::image_format::ImageFormat;
 use crate::input_file::InputFile;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+use crate::input_file::open_regular;
 
 /// The largest JSON file that is examined: a server's reply is shorter.
 const JSON_BYTES: u64 = 64 << 10;
@@ -33,6 +35,17 @@ pub fn inspect(path: &Path) -> Result<ImageFacts> {
 /// Like [`inspect`], for another field than `image`.
 pub(crate) fn inspect_for(field: &'static str, path: &Path) -> Result<ImageFacts> {
     inspect_from(field, path, None)
+}
+
+/// Returns whether a file begins with the header of a qcow2 image, with or without a backing file.
+///
+/// # Errors
+/// Why it can't be read.
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) fn has_qcow2_header(path: &Path) -> io::Result<bool> {
+    let least = u64::from(qcow2_header::V3_HEADER_BYTES);
+    let head = read_range(&open_regular(path)?, 0, least)?;
+    Ok(head.starts_with(&qcow2_header::MAGIC) && head.len() as u64 == least)
 }
 
 /// The origin of an image that is stored temporarily: a file of the user's, or a server.

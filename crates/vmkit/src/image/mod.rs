@@ -123,6 +123,8 @@ pub(crate) use disc::{check_disc, refuse_disc};
 pub use facts::ImageFacts;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use identity::ImageIdentity;
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use inspect::has_qcow2_header;
 pub use inspect::inspect;
 #[cfg(any(feature = "propolis", all(target_os = "linux", feature = "qemu")))]
 pub(crate) use inspect::inspect_for;

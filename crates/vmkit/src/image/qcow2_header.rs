@@ -12,7 +12,7 @@ pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 pub(super) const MAX_CLUSTER_BYTES: u64 = 1 << 21;
 
 const V2_HEADER_BYTES: u32 = 72;
-const V3_HEADER_BYTES: u32 = 104;
+pub(super) const V3_HEADER_BYTES: u32 = 104;
 /// The longest name of a backing file.
 pub(super) const MAX_BACKING_NAME_BYTES: u32 = 1023;
 const MAX_L1_BYTES: u64 = 32 << 20;

@@ -44,6 +44,19 @@ impl<H: Backend + 'static> VmManager<H> {
         within(operation!("discard_saved", vm = name), discard).await
     }
 
+    /// Returns the room that a VM's saved guest takes on disk, in bytes; `None` if it is not saved.
+    ///
+    /// # Errors
+    /// `NotFound`; `Record`; those of
+    /// [`SaveToDisk::saved_bytes`](crate::abilities::SaveToDisk::saved_bytes).
+    pub async fn saved_bytes(&self, name: &VmName) -> Result<Option<u64>> {
+        let vm = self.store.read(name)?.handle;
+        match self.abilities_of(&vm).save_to_disk() {
+            Some(disk) => disk.saved_bytes(&vm).await,
+            None => Ok(None),
+        }
+    }
+
     /// Returns whether a VM's guest is saved, as far as that can be found out now.
     pub(super) async fn is_saved(&self, vm: &VmHandle) -> bool {
         self.abilities_of(vm).save_to_disk().is_some()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vmkit::abilities::{GuestAgentChannel, SaveToDisk};
 use vmkit::spec::{DataDisk, MachineType, Mib, NetworkConfig, UserNetwork, VmSpecBuilder};
-use vmkit::{ErrorKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
+use vmkit::{Error, ErrorKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
 use vmkit_testkit::guest;
 
 use crate::harness::{self, LONG, Place, booted, console_text, echoes, pid, run, started};
@@ -152,6 +152,7 @@ async fn what_does_not_fit_a_saved_guest_is_refused_by_name_and_it_stays_saved()
     let refused = async |kind: ErrorKind, words: &str| {
         for error in [qemu.start(&vm).await.unwrap_err(), qemu.resume(&vm).await.unwrap_err()] {
             assert_eq!(error.kind(), kind, "{error}");
+            assert!(matches!(error, Error::NotContinued { .. }), "{error:?}");
             let said = error.chain().to_string();
             assert!(said.contains(words), "{words:?} is not in {said:?}");
         }
@@ -175,7 +176,7 @@ async fn what_does_not_fit_a_saved_guest_is_refused_by_name_and_it_stays_saved()
         &memory,
         |path| fs::remove_file(path).unwrap(),
         async || {
-            refused(ErrorKind::Record, "is missing: `start --discard-saved`").await;
+            refused(ErrorKind::Record, "the memory of the saved guest is missing").await;
         },
     )
     .await;

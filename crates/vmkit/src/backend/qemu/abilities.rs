@@ -41,7 +41,7 @@ impl Preflight for QemuHypervisor {
     }
 
     async fn check_restart(&self, vm: &VmHandle) -> Result<()> {
-        disks::check_restart(vm).await
+        disks::check_restart(vm, &self.details(vm)?.layout).await
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Edge: examines files, and reads an image that was touched since the VM was made on it.
 
+use std::fs;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -12,14 +13,15 @@ use serde::Deserialize;
 use super::QemuDetails;
 use super::facts::ImageMedia;
 use super::layout::QemuLayout;
+use crate::backend::supervise::files::is_gone;
 use crate::blocking::blocking;
 use crate::disk_files::{check_apart, check_paths};
-use crate::error::{Error, Result};
+use crate::error::{Error, PartProblem, Result};
 use crate::handle::VmHandle;
-use crate::image::{ImageFormat, ImageIdentity, check_disc, inspect_for};
+use crate::image::{ImageFormat, ImageIdentity, check_disc, has_qcow2_header, inspect_for};
 use crate::input_file::InputFile;
 use crate::kernel_file::{check_initrd, check_kernel};
-use crate::spec::{Boot, DataDisk, RootDisk, VmSpec};
+use crate::spec::{Boot, DataDisk, Firmware, RootDisk, VmSpec};
 use crate::store::denied;
 
 /// Checks the files of a VM that is about to start, and returns the identity of its image to note
@@ -52,18 +54,45 @@ pub(super) async fn check_files(
 }
 
 /// Refuses a file of the VM's directory that this user may not use, for QEMU and the keeper do not
-/// say whose it is.
+/// say whose it is; and a disk, or firmware variables, that are not what `prepare` created.
 ///
 /// # Errors
-/// `OtherUser` with the way out; `Host`.
-pub(super) fn check_own_files(layout: &QemuLayout, data_disks: usize) -> Result<()> {
-    for path in layout.run_inputs(data_disks) {
-        // What is not there is made, or QEMU names it.
+/// `OtherUser` with the way out; `VmPart`; `Host`; `Io`.
+pub(super) fn check_own_files(spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
+    for path in layout.run_inputs(spec.data_disks().len()) {
+        // What is not there is made, or refused below.
         if access(&path, Access::READ_OK | Access::WRITE_OK) == Err(Errno::ACCESS) {
             return Err(denied("open", path)(Errno::ACCESS.into()));
         }
     }
+    check_parts(spec, layout)
+}
+
+fn check_parts(spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
+    if matches!(spec.boot(), Boot::Firmware(Firmware::Uefi)) {
+        check_part(&layout.efi_vars())?;
+    }
+    let root = spec.disk().map(|_| layout.root_disk());
+    let data = spec.data_disks().iter().enumerate();
+    let fresh = data.filter(|(_, disk)| matches!(disk, DataDisk::Fresh { .. }));
+    for disk in root.into_iter().chain(fresh.map(|(index, _)| layout.data_disk(index))) {
+        check_part(&disk)?;
+        if !has_qcow2_header(&disk).map_err(denied("read", &disk))? {
+            return Err(Error::VmPart { path: disk, problem: PartProblem::NotQcow2 });
+        }
+    }
     Ok(())
+}
+
+fn check_part(path: &Path) -> Result<()> {
+    let problem = match fs::metadata(path) {
+        Ok(found) if !found.is_file() => PartProblem::NotAFile,
+        Ok(found) if found.len() == 0 => PartProblem::Empty,
+        Ok(_) => return Ok(()),
+        Err(error) if is_gone(&error) => PartProblem::Missing,
+        Err(error) => return Err(denied("examine", path)(error)),
+    };
+    Err(Error::VmPart { path: path.to_owned(), problem })
 }
 
 /// Refuses a data disk that is no qcow2 any more. What a raw one holds is the guest's, so its bytes
@@ -119,10 +148,11 @@ pub(super) async fn identity_of_base(spec: &VmSpec) -> Result<Option<ImageIdenti
 /// will.
 ///
 /// # Errors
-/// As [`check_files`].
-pub(crate) async fn check_restart(vm: &VmHandle) -> Result<()> {
+/// As [`check_own_files`] and [`check_files`].
+pub(crate) async fn check_restart(vm: &VmHandle, layout: &QemuLayout) -> Result<()> {
     // Details that can't be read are the start's to report.
     let Ok(details) = QemuDetails::deserialize(&vm.details.data) else { return Ok(()) };
     let spec = vm.next_spec.as_deref().unwrap_or(&vm.spec);
+    check_own_files(spec, layout)?;
     check_files(spec, &details.media, details.base.as_ref()).await.map(drop)
 }

@@ -19,7 +19,7 @@ use super::parts;
 use crate::backend::supervise::files::{is_held, remove_file};
 use crate::backend::supervise::process::ProcessState;
 use crate::backend::supervise::{ALIVE_DESCRIPTOR, process, runfile};
-use crate::error::{Error, Result};
+use crate::error::{Error, PartProblem, Result};
 use crate::handle::VmHandle;
 use crate::lifecycle::{InvalidTransition, Operation, VmState};
 
@@ -90,15 +90,15 @@ pub(super) fn leave_linked(layout: &QemuLayout) -> Result<()> {
 /// lacks a part.
 ///
 /// # Errors
-/// `InvalidState` where the VM is gone; `Record` with the file that is missing.
+/// `InvalidState` where the VM is gone; `VmPart` and `Record` with the file that is missing.
 pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operation) -> Result<()> {
     let (owner, missing) = (parts::owner(layout)?, parts::missing_part(&vm.spec, layout));
-    let problem = match (owner, missing) {
-        (Some(owner), None) if owner == vm.id => return Ok(()),
+    match (owner, missing) {
+        (Some(owner), None) if owner == vm.id => Ok(()),
         (Some(owner), Some(path)) if owner == vm.id && operation == Operation::Start => {
-            (path, "this part of the VM is missing: restore it from a backup, or remove the VM".to_owned())
+            Err(Error::VmPart { path, problem: PartProblem::Missing })
         }
-        (Some(owner), _) if owner == vm.id => return Ok(()),
+        (Some(owner), _) if owner == vm.id => Ok(()),
         // A removal takes the disks first.
         (None, None) if vm.spec.disk().is_some() => {
             let problem = format!(
@@ -106,11 +106,10 @@ pub(super) fn check_owner(vm: &VmHandle, layout: &QemuLayout, operation: Operati
                  in it",
                 vm.id
             );
-            (layout.owner_mark(), problem)
+            Err(Error::record(layout.owner_mark(), problem))
         }
-        _ => return Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
-    };
-    Err(Error::record(problem.0, problem.1))
+        _ => Err(InvalidTransition { state: VmState::Destroyed, operation }.into()),
+    }
 }
 
 /// Returns whether a process with the identity of this VM runs in its directory: then it is this

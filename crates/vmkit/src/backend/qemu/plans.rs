@@ -39,7 +39,7 @@ impl QemuHypervisor {
         };
         let details = self.details(&vm)?;
         elsewhere::check_owner(&vm, &details.layout, Operation::Start)?;
-        disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
+        disks::check_own_files(&vm.spec, &details.layout)?;
         disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         let facts = self.facts(&vm.spec).await?;
         let saved = SavedGuest::read(&details.layout)?;

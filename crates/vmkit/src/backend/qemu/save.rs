@@ -59,6 +59,10 @@ impl SaveToDisk for QemuHypervisor {
         self.paused().remove(&vm.id);
         Ok(Self::handle(vm, to, &layout, None))
     }
+
+    async fn saved_bytes(&self, vm: &VmHandle) -> Result<Option<u64>> {
+        saved::room(&self.details(vm)?.layout)
+    }
 }
 
 /// Writes the guest to disk. On an error it is as it was.

@@ -21,6 +21,7 @@ use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::flock::{FileLock, LockMode};
 use crate::input_file::open_regular;
+use crate::room::check_room;
 use crate::spec::{DataDisk, VmName, VmSpec};
 use crate::steps::step;
 use crate::store::denied;
@@ -33,8 +34,6 @@ const COMMAND_LINE: u32 = 1;
 /// A limit above the record's size, in bytes.
 const MOST_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 256 << 10;
-/// How to start without the memory.
-const DISCARD: &str = "`start --discard-saved` boots the VM without it";
 
 /// The record of a saved guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +73,20 @@ pub(super) struct SavedBy {
     pub(super) accel: Accelerator,
 }
 
+/// Returns the room that a saved guest takes on disk, in bytes: pages of zeros take none.
+///
+/// # Errors
+/// `Io`; `Host`.
+pub(super) fn room(layout: &QemuLayout) -> Result<Option<u64>> {
+    let path = layout.memory_file();
+    match fs::metadata(&path) {
+        // In blocks of 512 bytes, whatever those of the file system are. Source: stat(3type).
+        Ok(found) => Ok(is_saved(layout).then_some(found.blocks() * 512)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(denied("examine", &path)(error)),
+    }
+}
+
 /// Returns whether a guest is saved.
 pub(super) fn is_saved(layout: &QemuLayout) -> bool {
     fs::symlink_metadata(layout.saved_file()).is_ok()
@@ -83,7 +96,7 @@ impl SavedGuest {
     /// Reads the record; `None` if no guest is saved.
     ///
     /// # Errors
-    /// `Record` for one that is damaged, or of a newer version; `Io`.
+    /// `NotContinued`, for the reason that it is damaged or of a newer version; `Io`.
     pub(super) fn read(layout: &QemuLayout) -> Result<Option<Self>> {
         let path = layout.saved_file();
         let mut text = Vec::new();
@@ -94,8 +107,8 @@ impl SavedGuest {
         io::Read::read_to_end(&mut io::Read::take(file, MOST_BYTES), &mut text)
             .map_err(Error::io("read", &path))?;
         let damaged = |error| {
-            Error::record(&path, format!("the record of a saved guest can't be read: {DISCARD}"))
-                .with_source(error)
+            let unread = Error::record(&path, "the record of a saved guest can't be read");
+            not_continued(unread.with_source(error))
         };
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(damaged)?;
         match value["version"].as_u64() {
@@ -103,7 +116,7 @@ impl SavedGuest {
                 let problem = format!(
                     "the guest was saved by a newer vmkit (format {version}; this one knows {VERSION})"
                 );
-                Err(Error::record(&path, problem))
+                Err(not_continued(Error::record(&path, problem)))
             }
             _ => serde_json::from_value(value).map(Some).map_err(damaged),
         }
@@ -178,11 +191,15 @@ impl SavedGuest {
     /// of the memory.
     ///
     /// # Errors
-    /// `InvalidInput` on `saved`, with what was expected; `Record` for a memory file that is gone
-    /// or truncated; `Host` for another QEMU, accelerator or CPU.
+    /// `NotContinued`, for the reason `InvalidInput` on `saved`, with what was expected; `Record`
+    /// for a memory file that is gone or truncated; `Host` for another QEMU, accelerator or CPU.
     pub(super) fn check(&self, spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts) -> Result<()> {
+        self.compare(spec, layout, facts).map_err(not_continued)
+    }
+
+    fn compare(&self, spec: &VmSpec, layout: &QemuLayout, facts: &QemuFacts) -> Result<()> {
         let other = |needed: String, found: String| {
-            let problem = format!("{found}, and the guest of `{}` was saved there: {DISCARD}", spec.name());
+            let problem = format!("{found}, and the guest of `{}` was saved there", spec.name());
             Err(Error::host(needed, problem))
         };
         if self.command_line > COMMAND_LINE {
@@ -206,15 +223,12 @@ impl SavedGuest {
         let bytes = match fs::metadata(&memory) {
             Ok(found) => found.len(),
             Err(error) if is_gone(&error) => {
-                return Err(Error::record(
-                    &memory,
-                    format!("the memory of the saved guest is missing: {DISCARD}"),
-                ));
+                return Err(Error::record(&memory, "the memory of the saved guest is missing"));
             }
             Err(error) => return Err(denied("read", &memory)(error)),
         };
         if bytes != self.bytes {
-            let problem = format!("{bytes} bytes, and the guest was saved with {}: {DISCARD}", self.bytes);
+            let problem = format!("{bytes} bytes, and the guest was saved with {}", self.bytes);
             return Err(Error::record(&memory, problem));
         }
         self.check_disks(spec, layout)
@@ -226,7 +240,7 @@ impl SavedGuest {
             if !now.contains(stamp) {
                 let changed = format!(
                     "this disk was changed after the guest of `{}` was saved, whose memory does not fit to it any \
-                     more: put it back as it was, or {DISCARD}",
+                     more: put it back as it was",
                     spec.name()
                 );
                 return Err(Error::invalid("saved", &stamp.disk, changed));
@@ -238,13 +252,17 @@ impl SavedGuest {
     /// Reads the memory, and refuses one that is not as it was written. Blocks.
     ///
     /// # Errors
-    /// `Record`; `Io`.
+    /// `NotContinued`; `Io`.
     pub(super) fn check_memory(&self, path: &Path, memory: &File) -> Result<()> {
         match checksum(memory).map_err(Error::io("read", path))? == self.checksum {
             true => Ok(()),
-            false => Err(Error::record(path, format!("the memory of the saved guest is damaged: {DISCARD}"))),
+            false => Err(not_continued(Error::record(path, "the memory of the saved guest is damaged"))),
         }
     }
+}
+
+fn not_continued(why: Error) -> Error {
+    Error::NotContinued { source: Box::new(why) }
 }
 
 /// A saved guest that only this process starts.
@@ -280,17 +298,7 @@ impl ClaimedGuest {
 /// `Io`; `Host` if the disk has too little room for `bytes`.
 pub(super) fn create_memory(layout: &QemuLayout, name: &VmName, bytes: u64) -> Result<File> {
     let path = unfinished(&layout.memory_file());
-    let dir = &layout.work;
-    let system = rustix::fs::statvfs(dir).map_err(|errno| Error::io("examine", dir)(errno.into()))?;
-    let free_bytes = system.f_bavail.saturating_mul(system.f_frsize);
-    if bytes > free_bytes {
-        let problem = format!(
-            "the memory of `{name}` may need {} MiB, and {} MiB are free there",
-            bytes.div_ceil(1 << 20),
-            free_bytes >> 20
-        );
-        return Err(Error::host(format!("room in {}", dir.display()), problem));
-    }
+    check_room(&layout.work, bytes, |mib| format!("the memory of `{name}` may need {mib} MiB"))?;
     step("save: create the memory").map_err(Error::io("create", &path))?;
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
     file.map_err(Error::io("create", &path))

@@ -109,7 +109,7 @@ impl QemuHypervisor {
         // A process that removed the VM in the meantime held the lock for it.
         elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
         elsewhere::refuse_twin(vm, &details.layout)?;
-        disks::check_own_files(&details.layout, vm.spec.data_disks().len())?;
+        disks::check_own_files(&vm.spec, &details.layout)?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
         let guest = saved.as_ref().map(|saved| &saved.guest);

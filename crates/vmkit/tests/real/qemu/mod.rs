@@ -6,8 +6,10 @@ mod cases;
 use std::path::Path;
 use std::time::Duration;
 
-use vmkit::spec::{self, Arch, MachineType};
-use vmkit::{FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
+use vmkit::abilities::Preflight;
+use vmkit::error::PartProblem;
+use vmkit::spec::{self, Arch, Boot, CloudInitConfig, DataDisk, Firmware, MachineType, Mib, RootDisk};
+use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
 use vmkit_testkit::{Conformance, conformance, guest};
 
 use crate::harness::{Place, console_says, entries, gone, pid, state_becomes};
@@ -198,5 +200,60 @@ async fn a_kernel_that_qemu_refuses_is_told_in_its_own_words() {
     let vm = qemu.prepare(&spec).await.unwrap();
     let error = qemu.start(&vm).await.unwrap_err().to_string();
     assert!(error.contains("exit code 1") && error.contains("kernel"), "{error}");
+    qemu.destroy(vm).await.unwrap();
+}
+
+/// One file after the other is gone, or not what it was; none of these VMs runs a guest.
+#[tokio::test(flavor = "current_thread")]
+async fn a_start_names_the_file_of_the_vm_that_is_missing_or_damaged_and_what_to_do() {
+    let dir = Place::new();
+    let qemu = dir.hypervisor();
+    let base = dir.path().join("base.img");
+    std::fs::write(&base, vec![0; 1 << 20]).unwrap();
+    let builder = guest::tiny().spec("parts", MachineType::Q35, "").boot(Boot::Firmware(Firmware::Uefi));
+    let fresh = DataDisk::Fresh { size: Mib::new(8).unwrap() };
+    let builder = builder.disk(RootDisk { image: base, size: None }).data_disks(vec![fresh]);
+    let spec = builder.cloud_init(CloudInitConfig::default()).build().unwrap();
+    let vm = qemu.prepare(&spec).await.unwrap();
+    let work = dir.work_dir(&vm);
+    let refused = async |part: &Path, problem: PartProblem| {
+        let errors = [
+            qemu.start(&vm).await.map(drop).unwrap_err(),
+            qemu.plan_start(&vm).await.map(drop).unwrap_err(),
+            qemu.check_restart(&vm).await.unwrap_err(),
+        ];
+        for error in errors {
+            let expected =
+                format!("this part of the VM {problem}: restore it from a backup, or remove the VM");
+            assert_eq!(error.to_string(), format!("{}: {expected}", part.display()));
+            assert!(matches!(error, Error::VmPart { .. }) && error.kind() == ErrorKind::Record, "{error:?}");
+        }
+    };
+    let aside = dir.path().join("aside");
+    for name in ["root.qcow2", "data-0.qcow2", "efivars.fd"] {
+        let part = work.join(name);
+        std::fs::rename(&part, &aside).unwrap();
+        refused(&part, PartProblem::Missing).await;
+        std::os::unix::fs::symlink("/nowhere/at/all", &part).unwrap();
+        refused(&part, PartProblem::Missing).await;
+        std::fs::remove_file(&part).unwrap();
+        std::fs::create_dir(&part).unwrap();
+        refused(&part, PartProblem::NotAFile).await;
+        std::fs::remove_dir(&part).unwrap();
+        std::fs::write(&part, "").unwrap();
+        refused(&part, PartProblem::Empty).await;
+        let head = std::fs::read(&aside).unwrap();
+        for content in [&head[..100], &[b'x'; 4096]] {
+            std::fs::write(&part, content).unwrap();
+            if name != "efivars.fd" {
+                refused(&part, PartProblem::NotQcow2).await;
+            }
+        }
+        std::fs::rename(&aside, &part).unwrap();
+    }
+    // The seed is written again.
+    std::fs::remove_file(work.join("seed.iso")).unwrap();
+    let vm = qemu.start(&vm).await.unwrap();
+    assert!(work.join("seed.iso").is_file());
     qemu.destroy(vm).await.unwrap();
 }
