@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
         let ms = |ms| Duration::from_millis(ms);
         assert_eq!(median_ms(vec![ms(9), ms(1), ms(2)]), 2.0);
         assert_eq!(median_ms(vec![ms(9), ms(1), ms(2), ms(3)]), 2.5);

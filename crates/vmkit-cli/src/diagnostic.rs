@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_nobody_wrote_is_not_shown() {
+    fn a_default_line_is_not_shown() {
         let text = format!("version = 1\n[machine.web]\nimage = '{}'\n", "x".repeat(900_000));
         let report = report(None, &refusal("/p/vmkit.toml", &text), ReportStyle::Plain);
         assert!(report.contains("/p/vmkit.toml:3:9: ") && report.len() < 1000, "{report}");

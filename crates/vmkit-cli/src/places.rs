@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_home_that_can_not_be_used_is_said_to_be_of_its_variable() {
+    fn an_unusable_home_is_reported_with_the_variable_that_names_it() {
         let long = format!("/{}", "h".repeat(100));
         for (variables, said) in [
             (vec![("VMKIT_HOME", long.as_str())], "VMKIT_HOME: \"/hhh"),

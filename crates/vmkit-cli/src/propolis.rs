@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_makes_no_sense_is_named_by_its_variable() {
+    fn a_senseless_value_is_reported_with_its_variable() {
         for (name, value) in [
             ("VMKIT_PROPOLIS_SERVER", "propolis-server"),
             ("VMKIT_PROPOLIS_BOOTROM", "./OVMF"),

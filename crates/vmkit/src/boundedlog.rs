@@ -222,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mark_tells_what_was_written_since(
+        fn a_position_shows_what_was_written_since(
             before in proptest::collection::vec(1usize..300, 0..20),
             since in proptest::collection::vec(1usize..300, 0..40),
             most in 1u64..1500,
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_begun_anew_keeps_what_was_there_in_its_older_half() {
+    fn a_rotated_log_keeps_what_was_there_in_its_older_half() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qemu.log");
         BoundedLog::open(&path, 100).unwrap().append(b"first run ");

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reading_counts_from_the_middle_of_its_round_trip() {
+    fn a_clock_reading_applies_to_the_middle_of_its_round_trip() {
         let ms = Duration::from_millis;
         let reading = ClockReading::of(ms(1000), ms(41_000), ms(41_010));
         assert_eq!((reading.described(), reading.is_to_be_set()), ("40.005 s behind".to_owned(), true));

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_qemu_does_not_boot_is_told_with_what_it_is() {
+    fn a_file_that_qemu_does_not_boot_is_reported_with_its_kind() {
         let long_text = "ein Kernel für den Gast\n".repeat(1000);
         for (kernel, arch, expected) in [
             (Vec::new(), Arch::X86_64, "the file is empty"),
@@ -216,13 +216,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_file_is_looked_at_without_panic(head in any::<Vec<u8>>(), arm in any::<bool>()) {
+        fn any_file_is_inspected_without_panic(head in any::<Vec<u8>>(), arm in any::<bool>()) {
             let arch = if arm { Arch::Aarch64 } else { Arch::X86_64 };
             let _ = refusal(&head, head.len() as u64, arch);
         }
 
         #[test]
-        fn a_header_at_any_length_is_looked_at_without_panic(bytes in 0x206_usize..8192, sectors in any::<u8>()) {
+        fn a_header_of_any_length_is_parsed_without_panic(bytes in 0x206_usize..8192, sectors in any::<u8>()) {
             let _ = said(&file(bytes, &[LINUX_X86, (SETUP_SECTORS, &[sectors])]), Arch::X86_64);
         }
     }

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn starting_a_suspended_vm_says_resume() {
+    fn starting_a_suspended_vm_suggests_resume() {
         let error = next(&VmState::Suspended, Operation::Start).unwrap_err();
         assert_eq!(error.to_string(), "cannot start a VM that is suspended: resume it");
     }

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clock_a_processor_is_sold_with_counts_before_the_one_it_runs_at() {
+    fn the_nominal_clock_of_a_processor_is_preferred_to_the_present_one() {
         let laptop = "model name\t: Intel(R) Core(TM) i7-8565U CPU @ 1.80GHz\ncpu MHz\t\t: 700.012\n";
         assert_eq!(parse_tsc_khz(laptop), Some(1_800_000));
         assert_eq!(parse_tsc_khz("model name\t: AMD EPYC\ncpu MHz\t\t: 2596.118\n"), Some(2_596_118));

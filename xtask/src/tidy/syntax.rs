@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_says_nothing_is_found() {
+    fn a_meaningless_name_is_found() {
         assert_eq!(lines_found("pub fn get_name() {}\n"), [1]);
         assert_eq!(lines_found("impl A {\npub(crate) fn get_name() {}\n}\n"), [2]);
         assert_eq!(lines_found("struct VmInner;\nenum VmImpl {}\ntrait VmHelper {}\n"), [1, 2, 3]);

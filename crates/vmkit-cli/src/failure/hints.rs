@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_about_a_value_depends_on_the_problem_and_not_on_the_words() {
+    fn the_hint_about_a_value_depends_on_the_problem_and_not_on_the_text() {
         let refused = |problem| Error::invalid("image", "my disc.iso", "…").with_problem(problem);
         for (problem, expected) in [
             (ValueProblem::UnknownImage, "`vmkit image ls`"),

@@ -485,7 +485,7 @@ fn records_that_can_not_be_used_are_named_kept_and_hide_only_their_vm() {
 }
 
 #[test]
-fn without_qemu_it_is_said_what_to_install() {
+fn without_qemu_the_error_names_what_to_install() {
     let host = Host::without_qemu();
     let answer = host.vmkit(["create", "new", "--kernel", "vmlinuz", "--accel", "tcg"]);
     assert_eq!(answer.code, Some(2));
@@ -541,7 +541,7 @@ fn more_memory_than_linux_ever_gives_is_refused_before_anything_is_fetched() {
 }
 
 #[test]
-fn a_user_that_nobody_has_is_refused() {
+fn an_unknown_user_is_refused() {
     let host = host();
     let options = ["--run-as", "vmkit-no-such-user"];
     match rustix::process::geteuid().is_root() {

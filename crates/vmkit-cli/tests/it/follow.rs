@@ -57,7 +57,7 @@ fn every_line_is_printed_once_across_a_turn_and_the_removal_ends_it() {
 }
 
 #[test]
-fn what_was_written_over_two_turns_while_nobody_looked_is_printed() {
+fn what_was_written_over_two_rotations_between_reads_is_printed() {
     let mut followed = Followed::new(&["--tail", "1"]);
     followed.said.until("two\n");
     let pid = Pid::from_child(&followed.child);

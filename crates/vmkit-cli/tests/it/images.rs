@@ -93,7 +93,7 @@ fn packed_noise(host: &Host) -> String {
 }
 
 #[test]
-fn a_full_disk_is_told_and_keeps_nothing() {
+fn a_full_disk_is_reported_and_nothing_is_kept() {
     let host = Host::with_real_qemu();
     let packed = packed_noise(&host);
     let images = host.home().join("images");
@@ -159,7 +159,7 @@ fn an_image_is_converted_to_a_raw_file_which_nothing_overwrites_by_chance() {
 }
 
 #[test]
-fn a_conversion_that_fills_the_disk_says_so_and_leaves_nothing() {
+fn a_conversion_that_fills_the_disk_reports_that_and_leaves_nothing() {
     let host = Host::with_real_qemu();
     let noise = host.file("noise.raw");
     let write = format!("head -c 20000000 /dev/urandom > {noise}");
@@ -229,7 +229,7 @@ fn a_block_device_is_written_where_it_is_if_the_disk_fits() {
 }
 
 #[test]
-fn a_login_file_of_somebody_elses_hinders_no_image_that_needs_no_login() {
+fn a_foreign_login_file_does_not_prevent_a_pull_without_login() {
     let host = Host::with_refusing_qemu();
     let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
     let docker = host.dir.path().join("user/.docker");
@@ -422,7 +422,7 @@ fn the_address_of_a_file_stands_wherever_its_path_may() {
 }
 
 #[test]
-fn a_damaged_image_is_told_with_what_heals_it() {
+fn a_damaged_image_is_reported_with_its_remedy() {
     let host = Host::with_refusing_qemu();
     let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
     let url = format!("{address}/disk.raw#sha256={}", sha256(&disk()));
@@ -454,7 +454,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn names_that_nobody_knows_are_answered_with_those_that_exist() {
+fn unknown_names_are_refused_with_those_that_exist() {
     let host = Host::with_refusing_qemu();
     for (image, code, why) in [
         ("debain:12", 2, "did you mean debian (12, 13)?"),
@@ -474,7 +474,7 @@ fn names_that_nobody_knows_are_answered_with_those_that_exist() {
 }
 
 #[test]
-fn of_a_name_that_was_not_pulled_is_told_what_the_catalogue_knows() {
+fn of_an_image_that_was_not_pulled_the_entry_of_the_catalogue_is_shown() {
     let host = Host::with_refusing_qemu();
     let text = host.must(["image", "inspect", "ubuntu:24.04", "--arch", "aarch64"]);
     for line in [
@@ -556,7 +556,7 @@ fn a_misspelt_name_is_compared_with_those_that_are_kept() {
 }
 
 #[test]
-fn what_is_missing_is_told_before_an_image_is_fetched_for_it() {
+fn what_is_missing_is_reported_before_an_image_is_fetched() {
     let host = Host::with_refusing_qemu();
     host.create("taken");
     let (address, starts) = serve(disk(), 1 << 20, Duration::ZERO);
@@ -584,7 +584,7 @@ fn what_is_missing_is_told_before_an_image_is_fetched_for_it() {
 }
 
 #[test]
-fn what_was_done_is_told_on_standard_error() {
+fn what_was_done_is_printed_on_standard_error() {
     let host = Host::with_refusing_qemu();
     let (address, _) = serve(disk(), 1 << 20, Duration::ZERO);
     let url = format!("{address}/disk.raw");
@@ -630,7 +630,7 @@ fn an_own_catalogue_and_a_mirror_are_taken_from_the_environment() {
 }
 
 #[test]
-fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
+fn a_vm_is_created_from_a_named_image_and_the_image_is_kept_for_it() {
     let host = Host::with_refusing_qemu();
     host.must(["image", "import", "base.img", "--name", "mine:1"]);
     host.must(["create", "web", "--image", "mine:1", "--accel", "tcg"]);
@@ -657,7 +657,7 @@ fn a_vm_is_made_of_an_image_by_its_name_and_the_image_is_kept_for_it() {
 }
 
 #[test]
-fn a_misspelt_image_makes_no_vm_and_a_dry_run_fetches_none() {
+fn a_misspelt_image_creates_no_vm_and_a_dry_run_fetches_none() {
     let host = Host::with_refusing_qemu();
     let misspelt = host.vmkit(["create", "web", "--image", "debain:12"]);
     assert_ne!(misspelt.code, Some(0), "{misspelt:?}");

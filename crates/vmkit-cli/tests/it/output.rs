@@ -41,7 +41,7 @@ fn json_has_the_promised_shape() {
 }
 
 #[test]
-fn the_list_says_what_each_vm_was_made_from_and_whose_it_is() {
+fn the_list_shows_what_each_vm_was_created_from_and_its_owner() {
     let host = host();
     let head = |arguments: &[&str]| {
         let table = host.must(arguments);
@@ -101,7 +101,7 @@ fn a_record_that_can_not_be_read_is_a_row_of_the_list() {
 }
 
 #[test]
-fn several_vms_print_a_line_each_and_the_first_failure_counts() {
+fn several_vms_print_a_line_each_and_the_first_failure_sets_the_exit_code() {
     let host = host();
     let mut transcript = Transcript::of(&host);
     transcript.run(&["stop", "nobody", "web", "nothing"]);
@@ -163,7 +163,7 @@ fn a_reader_who_leaves_early_is_no_failure() {
 }
 
 #[test]
-fn an_answer_that_can_not_be_written_is_a_failure() {
+fn a_fact_that_cannot_be_cached_is_a_failure() {
     let host = host();
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     for arguments in [&["ls"][..], &["--help"], &["help", "ls"], &["--version"], &["completions", "bash"]] {
@@ -187,7 +187,7 @@ fn every_shell_gets_a_script_that_knows_the_commands() {
 }
 
 #[test]
-fn doctor_fails_where_there_is_no_qemu_and_says_what_to_do() {
+fn doctor_fails_without_qemu_and_prints_what_to_do() {
     let host = Host::without_qemu();
     let answer = host.vmkit(["doctor"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
@@ -223,7 +223,7 @@ fn the_commands_of_other_programs_are_understood() {
 }
 
 #[test]
-fn all_vms_are_taken_for_which_there_is_something_to_do() {
+fn all_applies_to_the_vms_with_something_to_do() {
     let host = Host::with_refusing_qemu();
     for name in ["web", "db"] {
         host.create(name);
@@ -236,7 +236,7 @@ fn all_vms_are_taken_for_which_there_is_something_to_do() {
 }
 
 #[test]
-fn the_key_that_leaves_the_console_is_read_before_the_vm_is_looked_for() {
+fn the_key_that_leaves_the_console_is_parsed_before_the_vm_is_found() {
     let host = host();
     let mut command = host.command(["console", "web"]);
     let answer = crate::support::answer(command.env("VMKIT_ESCAPE", "F1").output().unwrap());

@@ -126,7 +126,7 @@ fn an_unknown_machine_or_step_is_named() {
 }
 
 #[test]
-fn a_machine_that_was_taken_for_a_vm_is_told_by_its_vm() {
+fn a_machine_named_like_a_vm_is_reported_with_its_vm() {
     let host = shop();
     let file = fs::canonicalize(host.dir.path()).unwrap().join("vmkit.toml");
     for arguments in [
@@ -155,7 +155,7 @@ fn a_machine_that_was_taken_for_a_vm_is_told_by_its_vm() {
 }
 
 #[test]
-fn files_that_are_not_there_are_told_before_anything_is_made() {
+fn missing_files_are_reported_before_anything_is_created() {
     let host = shop();
     write(&host, &SHOP.replace("'vmlinuz'", "'vmlinux'").replace("'base.img'", "'bass.img'"));
     fs::remove_file(host.file("load.sh")).unwrap();
@@ -175,7 +175,7 @@ fn files_that_are_not_there_are_told_before_anything_is_made() {
 const UNREADABLE: &str = "/proc/sys/net/ipv4/route";
 
 #[test]
-fn what_a_copy_leaves_out_or_can_not_read_is_told_by_the_plan() {
+fn what_a_copy_leaves_out_or_cannot_read_is_shown_by_the_plan() {
     let host = Host::with_refusing_qemu();
     let machine = "version = 1\n[machine.db]\nkernel = 'vmlinuz'\ncloud_init = {}\naccel = 'tcg'\n";
     fs::create_dir_all(host.file("site/.git")).unwrap();
@@ -251,7 +251,7 @@ fn a_file_to_begin_with_is_planned_at_once_and_never_written_over() {
 }
 
 #[test]
-fn a_name_that_no_image_has_is_told_before_anything_is_made() {
+fn an_unknown_image_is_reported_before_anything_is_created() {
     let host = shop();
     write(&host, &SHOP.replace("'base.img'", "'debain:12'"));
     for command in ["plan", "up"] {
@@ -276,7 +276,7 @@ fn a_name_that_no_image_has_is_told_before_anything_is_made() {
 }
 
 #[test]
-fn a_file_that_no_disk_can_be_made_of_is_told_before_anything_is_made() {
+fn a_file_unfit_for_a_disk_is_reported_before_anything_is_created() {
     let host = shop();
     for (file, bytes, said) in [
         ("empty.img", &b""[..], "the file is empty"),
@@ -304,7 +304,7 @@ fn a_file_that_no_disk_can_be_made_of_is_told_before_anything_is_made() {
 }
 
 #[test]
-fn what_fails_is_told_and_those_that_depend_on_it_are_skipped() {
+fn a_failure_is_reported_and_what_depends_on_it_is_skipped() {
     let host = shop();
     let answer = host.vmkit(["up", "--json"]);
     assert_eq!(answer.code, Some(2), "{answer:?}");
@@ -332,7 +332,7 @@ fn a_command_whose_reader_left_ends_as_it_would_have() {
 }
 
 #[test]
-fn an_interrupted_command_says_what_to_do_and_ends_with_130() {
+fn an_interrupted_command_prints_what_to_do_and_ends_with_130() {
     let host = shop();
     host.vmkit(["up"]);
     let lock = fs::File::options().write(true).open(host.home().join("projects/shop.lock")).unwrap();
@@ -350,7 +350,7 @@ fn an_interrupted_command_says_what_to_do_and_ends_with_130() {
 }
 
 #[test]
-fn a_script_that_no_guest_could_run_is_told_by_the_plan() {
+fn a_script_that_no_guest_could_run_is_reported_by_the_plan() {
     let host = shop();
     for (script, said) in [
         (&b""[..], "the script is empty"),

@@ -70,7 +70,7 @@ fn a_vm_lives_its_whole_life_by_the_command() {
 }
 
 #[test]
-fn what_propolis_can_not_do_is_said_before_anything_is_made() {
+fn what_propolis_cannot_do_is_reported_before_anything_is_created() {
     let served = Served::new();
     for (more, code, said) in [
         (&["--network", "user"][..], 2, "network"),
@@ -97,7 +97,7 @@ fn what_propolis_can_not_do_is_said_before_anything_is_made() {
 }
 
 #[test]
-fn an_address_at_which_nobody_listens_is_named() {
+fn an_address_without_a_listener_is_named() {
     let mut served = Served::new();
     let answer = served.create("web", &[]);
     assert_eq!(answer.code, Some(0), "{answer:?}");
@@ -166,7 +166,7 @@ fn disks_and_networks_of_a_server_elsewhere_are_its_own() {
 }
 
 #[test]
-fn suspending_is_said_to_be_unsupported() {
+fn suspending_is_reported_as_unsupported() {
     let served = Served::new();
     assert_eq!(served.create("web", &["--start"]).code, Some(0));
     let answer = served.host.vmkit(["suspend", "web"]);
@@ -175,7 +175,7 @@ fn suspending_is_said_to_be_unsupported() {
 }
 
 #[test]
-fn the_doctor_tells_what_propolis_lacks_here_only_when_asked() {
+fn the_doctor_reports_what_propolis_lacks_only_on_request() {
     let host = Host::with_refusing_qemu();
     assert!(!host.vmkit(["doctor"]).stdout.contains("propolis-server"));
     let answer = host.vmkit(["doctor", "--backend", "propolis"]);
@@ -291,7 +291,7 @@ fn a_vm_whose_devices_pause_is_listed_shown_and_stopped() {
 }
 
 #[test]
-fn a_removal_that_was_interrupted_is_said_once() {
+fn an_interrupted_removal_is_reported_once() {
     let served = Served::new();
     assert_eq!(served.create("web", &["--start"]).code, Some(0));
     let proxy = FaultProxy::new(served.server.address()).unwrap();

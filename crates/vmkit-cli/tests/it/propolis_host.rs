@@ -124,7 +124,7 @@ fn what_the_host_has_not_is_refused_by_name_and_leaves_nothing() {
 }
 
 #[test]
-fn an_address_that_speaks_something_else_is_said_to_be_no_propolis() {
+fn an_address_with_another_protocol_is_reported_as_no_propolis() {
     let world = World::new();
     let server = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(server.address()).unwrap();

@@ -1,7 +1,7 @@
 //! The reference of the command line is a page that is always true.
 
 #[test]
-fn the_page_says_what_help_says() {
+fn the_page_has_the_text_of_help() {
     crate::support::assert_golden("../../docs/cli.md", &vmkit_cli::reference());
 }
 

@@ -47,7 +47,7 @@ fn json_has_the_vm_and_each_change() {
 }
 
 #[test]
-fn a_dry_run_tells_the_same_and_changes_nothing() {
+fn a_dry_run_prints_the_same_and_changes_nothing() {
     let host = host();
     let before = host.snapshot();
     assert_eq!(host.must(["set", "web", "--cpus", "2", "--dry-run"]), "cpus: 1 -> 2, at the next start\n");

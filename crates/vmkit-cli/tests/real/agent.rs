@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{LONG, Life};
 
 #[test]
-fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
+fn a_program_of_the_agent_ends_with_the_guest_with_that_reason() {
     let life = Life::new();
     life.boot("web", "");
     life.must(["wait", "web", "agent", "--timeout", "180"]);
@@ -18,7 +18,7 @@ fn a_program_of_the_agent_ends_with_the_guest_and_says_why() {
 }
 
 #[test]
-fn a_program_of_the_agent_ends_with_a_reset_and_says_so() {
+fn a_program_of_the_agent_ends_with_a_reset_with_that_reason() {
     let life = Life::new();
     life.boot("web", "");
     life.must(["wait", "web", "agent", "--timeout", "180"]);

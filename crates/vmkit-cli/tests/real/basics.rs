@@ -93,7 +93,7 @@ fn a_vm_lives_from_create_to_rm() {
 }
 
 #[test]
-fn a_shell_in_the_guest_answers_at_the_console() {
+fn a_shell_in_the_guest_replies_at_the_console() {
     let vm = Vm::started();
     let host = &vm.host;
     host.must([&["wait", "web", "agent"], &PATIENCE[..]].concat());
@@ -118,7 +118,7 @@ fn a_shell_in_the_guest_answers_at_the_console() {
 }
 
 #[test]
-fn a_wait_in_vain_says_what_for_and_what_the_console_said_last() {
+fn a_wait_that_times_out_names_what_was_awaited_and_shows_the_last_lines() {
     let vm = Vm::started();
     let host = &vm.host;
     host.must([&["wait", "web", "agent"], &PATIENCE[..]].concat());
@@ -147,7 +147,7 @@ fn a_vm_whose_qemu_was_killed_is_failed_with_the_cause_and_starts_again() {
 }
 
 #[test]
-fn a_vm_that_does_not_answer_is_listed_as_unknown_and_ends_by_force() {
+fn a_vm_that_does_not_reply_is_listed_as_unknown_and_ends_by_force() {
     let vm = Vm::started();
     let pid = vm.info()["run"]["pid"].as_i64().unwrap();
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();

@@ -185,7 +185,7 @@ fn a_signal_gives_the_terminal_back_and_is_died_of() {
 }
 
 #[test]
-fn a_terminal_that_takes_no_output_keeps_nobody_from_ending_it() {
+fn a_terminal_that_takes_no_output_can_still_be_ended() {
     let served = Served::new();
     let mut attached = served.attach();
     let mut guest = served.accept();
@@ -199,7 +199,7 @@ fn a_terminal_that_takes_no_output_keeps_nobody_from_ending_it() {
 }
 
 #[test]
-fn a_guest_that_reads_nothing_keeps_nobody() {
+fn a_guest_that_reads_nothing_delays_no_client() {
     let served = Served::new();
     let mut attached = served.attach();
     let _guest = served.accept();
@@ -212,7 +212,7 @@ fn a_guest_that_reads_nothing_keeps_nobody() {
 }
 
 #[test]
-fn the_second_at_a_console_learns_which_process_is_the_first() {
+fn a_second_client_of_a_console_gets_the_pid_of_the_first() {
     let served = Served::new();
     let mut attached = served.attach();
     let _guest = served.accept();
@@ -242,7 +242,7 @@ fn a_console_that_another_program_holds_is_not_silent_about_it() {
 }
 
 #[test]
-fn a_pipe_is_sent_whole_and_heard_until_the_time_after_it_is_over() {
+fn a_pipe_is_sent_whole_and_output_is_read_for_the_time_after_it() {
     let served = Served::new();
     served.log("past\n");
     let mut command = served.host.command(["console", "web", "--timeout", "1"]);
@@ -263,7 +263,7 @@ fn a_pipe_is_sent_whole_and_heard_until_the_time_after_it_is_over() {
 }
 
 #[test]
-fn without_a_timeout_a_pipe_hears_the_guest_to_its_end() {
+fn without_a_timeout_a_pipe_reads_the_guest_to_its_end() {
     let served = Served::new();
     let child = served.host.command(["console", "web"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut guest = served.accept();

@@ -216,7 +216,7 @@ fn an_unusable_runtime_directory_gives_way_to_one_in_the_home() {
 }
 
 #[test]
-fn a_mask_that_takes_all_away_leaves_the_owner_what_vmkit_makes() {
+fn a_mask_of_zero_permissions_leaves_the_owner_what_vmkit_creates() {
     let host = Host::with_refusing_qemu();
     for (mask, name) in [("0777", "shut"), ("0", "open")] {
         let before = format!("umask {mask}");

@@ -15,7 +15,7 @@ use serde_json::Value;
 use vmkit_testkit::guest;
 
 #[test]
-fn a_vm_is_made_run_paused_and_shut_down() {
+fn a_vm_is_created_run_paused_and_shut_down() {
     let life = Life::new();
     life.make("web", "");
     assert_eq!(life.state("web"), "prepared");
@@ -172,7 +172,7 @@ fn a_log_is_followed_until_the_vm_is_removed_and_a_guest_may_end_itself() {
 }
 
 #[test]
-fn whoever_waits_for_the_end_has_it_as_soon_as_the_stop_is_done() {
+fn a_wait_for_the_end_is_over_as_soon_as_the_stop_is_done() {
     let life = Life::new();
     life.boot("web", "");
     let waiting = life.begin(&["wait", "web", "stopped", "--timeout", "180"]);
@@ -190,7 +190,7 @@ fn whoever_waits_for_the_end_has_it_as_soon_as_the_stop_is_done() {
 }
 
 #[test]
-fn a_disk_that_another_vm_runs_with_is_told_with_that_vm() {
+fn a_disk_in_use_is_reported_with_the_vm_that_uses_it() {
     let life = Life::new();
     let create = |name: &str| {
         let mut arguments = harness::create_arguments(&guest::tiny(), name, "");
@@ -237,7 +237,7 @@ fn a_qemu_killed_from_outside_is_listed_as_failed_and_starts_again() {
 }
 
 #[test]
-fn a_panic_of_the_guest_ends_a_wait_and_is_told() {
+fn a_panic_of_the_guest_ends_a_wait_and_is_reported() {
     let life = Life::new();
     life.make("web", "vmkit.panic");
     life.must(["start", "web"]);
@@ -255,7 +255,7 @@ fn a_panic_of_the_guest_ends_a_wait_and_is_told() {
 }
 
 #[test]
-fn a_kernel_that_panics_before_it_has_a_device_for_that_is_told_of_by_what_it_printed() {
+fn a_kernel_panic_without_a_panic_device_is_found_in_the_console() {
     let life = Life::new();
     // Neither an init nor a root file system: long before any module could be loaded.
     life.make("web", "rdinit=/nonexistent root=LABEL=nowhere panic=0");
@@ -306,7 +306,7 @@ fn a_guest_whose_agent_runs_has_the_right_time_after_a_pause() {
 }
 
 #[test]
-fn a_guest_that_nobody_can_set_the_clock_of_goes_on_at_once_and_that_is_warned_of() {
+fn a_guest_whose_clock_cannot_be_set_goes_on_at_once_with_a_warning() {
     let life = Life::new();
     life.make("web", "rdinit=/bin/sh");
     life.must(["start", "web"]);
@@ -356,7 +356,7 @@ fn without_its_runtime_directory_a_vm_is_asked_and_shut_down_in_order() {
 }
 
 #[test]
-fn a_wait_in_vain_says_for_what_and_shows_the_console() {
+fn a_wait_that_times_out_names_what_was_awaited_and_shows_the_console() {
     let life = Life::new();
     life.boot("web", "");
     let (waited, took) = life.timed(&["wait", "web", "ssh", "--timeout", "1.5"]);
@@ -368,7 +368,7 @@ fn a_wait_in_vain_says_for_what_and_shows_the_console() {
 }
 
 #[test]
-fn a_command_killed_at_any_moment_is_made_good_by_the_next_one() {
+fn a_command_killed_at_any_moment_is_repaired_by_the_next_one() {
     const NOW: [&str; 2] = ["--timeout", "0"];
     let life = Life::new();
     life.make("web", "");
@@ -464,7 +464,7 @@ fn a_removal_waits_for_a_stop_at_work_but_not_for_ever() {
 }
 
 #[test]
-fn a_stop_that_was_cut_off_makes_no_later_kill_look_asked_for() {
+fn after_an_interrupted_stop_a_later_kill_is_still_a_failure() {
     let life = Life::new();
     life.make("web", "vmkit.nobutton");
     life.must(["start", "web"]);
@@ -528,7 +528,7 @@ fn use_up_inodes(life: &Life) {
 }
 
 #[test]
-fn on_a_full_disk_nothing_new_is_made_and_what_runs_can_be_ended() {
+fn on_a_full_disk_nothing_new_is_created_and_what_runs_can_be_ended() {
     in_own_mounts(|| {
         let life = Life::new();
         fs::create_dir(life.home()).unwrap();
@@ -557,7 +557,7 @@ fn on_a_full_disk_nothing_new_is_made_and_what_runs_can_be_ended() {
 }
 
 #[test]
-fn in_a_home_that_can_not_be_written_vms_are_seen_and_none_is_made() {
+fn in_a_read_only_home_vms_are_listed_and_none_is_created() {
     in_own_mounts(|| {
         let life = Life::new();
         fs::create_dir(life.home()).unwrap();
@@ -648,7 +648,7 @@ fn a_port_is_led_into_a_vm_that_runs_and_outlives_its_restart() {
 }
 
 #[test]
-fn a_program_by_the_guest_agent_is_told_of_and_ended_as_one_by_ssh() {
+fn a_program_by_the_guest_agent_is_reported_and_ended_as_one_by_ssh() {
     let life = Life::new();
     life.make("web", "--network none");
     life.must(["start", "web"]);

@@ -13,9 +13,9 @@ mod harness;
 mod inherited;
 mod life;
 mod owners;
+mod reports;
 mod ssh;
 #[path = "../../../vmkit/tests/it/sshd.rs"]
 mod sshd;
 #[path = "../support/mod.rs"]
 mod support;
-mod told;

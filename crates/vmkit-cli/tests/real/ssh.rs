@@ -132,7 +132,7 @@ fn a_signal_to_the_command_ends_the_program_in_the_guest() {
 }
 
 #[test]
-fn a_young_guest_may_refuse_until_its_users_are_made_and_one_that_has_let_somebody_in_may_not() {
+fn a_guest_may_refuse_until_its_users_exist_and_not_after_a_first_login() {
     let web = Web::new();
     let keys = fs::read_to_string(web.keys()).unwrap();
     fs::write(web.keys(), "").unwrap();
@@ -195,7 +195,7 @@ fn forty_commands_at_once_all_run_though_the_server_turns_away_all_but_two() {
 }
 
 #[test]
-fn a_server_that_turns_one_away_is_asked_again_whatever_it_says_and_at_the_end_quoted() {
+fn a_server_that_refuses_connections_is_retried_and_quoted_at_the_end() {
     let sshd = Sshd::new();
     let penalty = |mut client: TcpStream| client.write_all(b"Not allowed at this time\r\n").unwrap();
     let late = |mut client: TcpStream| client.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").unwrap();
@@ -215,7 +215,7 @@ fn a_server_that_turns_one_away_is_asked_again_whatever_it_says_and_at_the_end_q
 }
 
 #[test]
-fn a_young_guest_that_never_lets_one_in_is_told_of_by_what_it_refused() {
+fn a_guest_that_never_accepts_the_login_is_reported_with_what_it_refused() {
     let web = Web::new();
     fs::write(web.keys(), "").unwrap();
     let refused = web.life.vmkit(["exec", "--timeout", "4", "web", "--", "true"]);
@@ -236,7 +236,7 @@ fn a_vm_that_ends_ends_what_is_done_in_it_even_where_its_connection_stays() {
 }
 
 #[test]
-fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
+fn a_panic_of_a_guest_ends_its_sessions_with_that_reason() {
     let web = Web::new();
     let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
     begun.output().hears("up");
@@ -257,7 +257,7 @@ fn a_guest_that_panics_ends_what_is_done_in_it_and_says_why() {
 }
 
 #[test]
-fn a_guest_that_is_reset_ends_what_is_done_in_it_at_once_and_says_so() {
+fn a_reset_of_a_guest_ends_its_sessions_at_once_with_that_reason() {
     let web = Web::new();
     let mut begun = web.life.begin(&["exec", "web", "--", "sh", "-c", "echo up; exec sleep 1000"]);
     begun.output().hears("up");
@@ -284,7 +284,7 @@ fn a_qemu_that_is_killed_ends_what_is_done_in_its_guest_with_the_cause() {
 }
 
 #[test]
-fn a_guest_that_is_suspended_is_said_to_be_so_at_once() {
+fn a_suspended_guest_is_reported_as_suspended_at_once() {
     let web = Web::new();
     web.life.must(["suspend", "web"]);
     for command in [&["exec", "web", "--", "true"][..], &["cp", "base.img", "web:"], &["shell", "web"]] {
@@ -311,7 +311,7 @@ fn without_the_runtime_directory_a_guest_is_reached_by_ssh_in_every_way() {
 }
 
 #[test]
-fn what_answers_instead_of_an_ssh_server_is_told() {
+fn what_replies_instead_of_an_ssh_server_is_reported() {
     let web = Web::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     lead_to(&web.life, listener.local_addr().unwrap());
@@ -347,7 +347,7 @@ fn nothing_that_the_guest_agent_can_not_do_is_left_undone() {
 }
 
 #[test]
-fn whoever_says_half_of_how_to_log_in_is_told_the_other_half() {
+fn half_of_a_login_is_refused_with_the_other_half_named() {
     let life = Life::new();
     make(&life, |spec| spec.network(NetworkConfig::User(UserNetwork::with_ssh(Vec::new()))));
     life.must(["start", "web"]);
@@ -357,7 +357,7 @@ fn whoever_says_half_of_how_to_log_in_is_told_the_other_half() {
 }
 
 #[test]
-fn an_ssh_agent_that_is_not_there_is_told_before_anything_is_tried() {
+fn a_missing_ssh_agent_is_reported_before_anything_is_tried() {
     let web = Web::new();
     let refused = web.life.vmkit(["exec", "--ssh-agent", "web", "--", "true"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
@@ -367,7 +367,7 @@ fn an_ssh_agent_that_is_not_there_is_told_before_anything_is_tried() {
 }
 
 #[test]
-fn a_hang_up_in_the_middle_of_output_leaves_what_was_said() {
+fn a_hang_up_in_the_middle_of_output_keeps_what_was_printed() {
     let web = Web::new();
     let mut command = web.life.command(["exec", "web", "--", "sh", "-c", "echo said; kill -HUP $$"]);
     let output = command.stdin(Stdio::null()).output().unwrap();
@@ -441,7 +441,7 @@ fn a_copy_is_refused_alike_in_both_directions_and_in_one_sentence() {
 }
 
 #[test]
-fn who_may_not_log_in_as_root_is_told_of_sudo() {
+fn a_refused_login_as_root_is_reported_with_sudo() {
     let web = Web::new();
     web.life.must(["exec", "web", "--", "true"]);
     fs::write(web.keys(), "").unwrap();
@@ -453,7 +453,7 @@ fn who_may_not_log_in_as_root_is_told_of_sudo() {
 }
 
 #[test]
-fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
+fn a_refused_login_is_reported_with_the_user_of_vmkit() {
     let web = Web::new();
     web.life.must(["exec", "web", "--", "true"]);
     fs::write(web.keys(), "").unwrap();
@@ -474,7 +474,7 @@ fn who_is_not_let_in_is_told_as_whom_vmkit_is() {
 }
 
 #[test]
-fn a_vm_that_does_not_run_is_said_to_be_so_before_any_key_is_asked_for() {
+fn a_vm_that_does_not_run_is_reported_before_any_key_is_asked_for() {
     let life = Life::new();
     make(&life, |spec| spec.network(NetworkConfig::User(UserNetwork::with_ssh(Vec::new()))));
     for arguments in [
@@ -505,7 +505,7 @@ fn a_key_that_can_not_be_read_is_bad_input_by_the_name_of_its_option() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_told_from_a_program_that_failed() {
+fn a_missing_directory_is_distinguished_from_a_program_that_failed() {
     let web = Web::new();
     let refused = web.life.vmkit(["exec", "-w", "/no such", "web", "--", "echo", "ran"]);
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(126), ""), "{refused:?}");

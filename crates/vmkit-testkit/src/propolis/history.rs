@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_yet() {
+    fn no_output_yet() {
         assert_eq!(read(&SerialHistory::default(), FromStart(0), 10), (String::new(), 0));
         assert_eq!(read(&SerialHistory::default(), MostRecent(10), 10), (String::new(), 0));
     }

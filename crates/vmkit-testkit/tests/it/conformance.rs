@@ -263,7 +263,7 @@ impl Backend for Faulty {
 }
 
 #[tokio::test]
-async fn the_suite_finds_every_fault_and_says_what_it_saw() {
+async fn the_suite_finds_every_fault_and_reports_what_it_saw() {
     let faults = [
         (
             Fault::SuspendIdle,
@@ -340,7 +340,7 @@ async fn the_suite_finds_what_is_left_behind() {
 }
 
 #[tokio::test]
-async fn a_vm_that_can_not_be_made_to_fail_skips_those_cases_and_says_why() {
+async fn without_a_way_to_make_a_vm_fail_those_cases_are_skipped_with_the_reason() {
     let noop = NoopHypervisor::new();
     let report = conformance::run(move || noop.clone(), Conformance::new(paper_spec)).await;
     report.assert();

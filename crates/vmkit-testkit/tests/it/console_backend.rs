@@ -143,7 +143,7 @@ async fn backends_whose_guests_have_an_ssh_server_keep_the_contract() {
 }
 
 #[tokio::test]
-async fn what_a_custom_backends_guest_printed_before_attaching_is_heard_and_shown() {
+async fn output_from_before_attaching_is_read_and_shown() {
     let temp = tempfile::tempdir().unwrap();
     for tells_runs_apart in [true, false] {
         let dir = temp.path().join(tells_runs_apart.to_string());

@@ -211,12 +211,12 @@ fn a_whole_life_leaves_nothing() {
 }
 
 #[test]
-fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
+fn after_a_kill_the_state_is_true_and_the_vm_can_be_used_or_removed() {
     kill_at_every_step(Servers::Own);
 }
 
 #[test]
-fn whoever_comes_after_a_kill_finds_a_true_state_at_a_server_elsewhere_too() {
+fn after_a_kill_the_state_at_a_server_elsewhere_is_true_too() {
     kill_at_every_step(Servers::Elsewhere);
 }
 
@@ -241,7 +241,7 @@ fn kill_at_every_step(servers: Servers) {
 }
 
 #[test]
-fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
+fn a_failing_system_never_leaves_an_unfinished_or_a_lost_vm() {
     fail_every_step(Servers::Own);
 }
 

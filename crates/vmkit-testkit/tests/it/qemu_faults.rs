@@ -156,7 +156,7 @@ async fn a_monitor_that_never_gets_ready_ends_the_start_and_its_qemu() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_speaks_no_json_ends_the_start_and_its_qemu() {
+async fn a_monitor_that_sends_no_json_ends_the_start_and_its_qemu() {
     let home = Home::with(QemuFaults { greeting: Some("HTTP/1.1 200 OK"), ..QemuFaults::default() });
     let qemu = home.hypervisor();
     let vm = home.prepared(&qemu).await;
@@ -167,7 +167,7 @@ async fn a_monitor_that_speaks_no_json_ends_the_start_and_its_qemu() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_answers_no_more_is_not_taken_for_dead() {
+async fn a_qemu_that_no_longer_replies_is_not_regarded_as_dead() {
     let home = Home::with(QemuFaults { mute: vec!["query-status"], ..QemuFaults::default() });
     let qemu = home.hypervisor();
     let vm = home.started(&qemu).await;
@@ -313,7 +313,7 @@ fn command_line(vm: &VmHandle) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_done_is_what_the_printed_plan_says() {
+async fn what_is_done_is_the_printed_plan() {
     let home = Home::new();
     let (qemu, dir) = (home.hypervisor(), home.dir.path().canonicalize().expect("a directory"));
     let path = std::env::var_os("PATH").expect("a path");
@@ -448,7 +448,7 @@ async fn a_start_that_comes_to_nothing_leaves_a_stopped_vm_stopped() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_not_heard_of_in_time_leaves_nothing_running() {
+async fn a_start_without_a_reply_in_time_leaves_nothing_running() {
     for limit in [1, 5, 20] {
         let home = Home::with(QemuFaults { is_silent: true, ..QemuFaults::default() });
         let qemu = over(home.dir.path(), Duration::from_millis(limit));
@@ -487,7 +487,7 @@ async fn a_vm_is_started_from_a_session_with_another_runtime_directory() {
 }
 
 #[tokio::test]
-async fn a_screen_whose_password_was_never_set_gets_one_from_whoever_comes_next() {
+async fn a_screen_whose_password_was_never_set_gets_one_from_the_next_operation() {
     let home = Home::new();
     let qemu = home.hypervisor();
     let name = VmName::new("web").expect("a name");
@@ -513,7 +513,7 @@ async fn a_screen_whose_password_was_never_set_gets_one_from_whoever_comes_next(
 }
 
 #[tokio::test]
-async fn relative_paths_are_refused_before_anything_is_made() {
+async fn relative_paths_are_refused_before_anything_is_created() {
     let home = Home::new();
     let dir = home.dir.path();
     let name = || VmName::new("web").expect("a name");

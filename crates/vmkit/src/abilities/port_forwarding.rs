@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_is_found_by_its_port_or_by_being_nobody_else_s() {
+    fn a_forward_is_found_by_its_port_or_by_being_the_only_unnamed_one() {
         let forwards = ["8080:80", "80", "22"].map(|text| text.parse().unwrap());
         let network = NetworkConfig::User(UserNetwork { forwards: forwards.to_vec(), restrict: false });
         let kernel = Kernel { path: "/k".into(), initrd: None, cmdline: String::new() };

@@ -173,7 +173,7 @@ fn forms_of_users() -> Vec<(&'static str, &'static str, &'static str, Value)> {
 }
 
 #[test]
-fn no_form_of_users_keeps_vmkit_out_or_loses_what_it_says() {
+fn no_form_of_users_locks_vmkit_out_or_loses_a_field() {
     for (theirs, expected, who, what) in &forms_of_users() {
         for line_end in ["\n", "\r\n"] {
             let raw = format!("#cloud-config\n{theirs}").replace('\n', line_end);
@@ -188,7 +188,7 @@ fn no_form_of_users_keeps_vmkit_out_or_loses_what_it_says() {
 }
 
 #[test]
-fn what_is_said_of_the_images_own_user_stays_as_it_was_said() {
+fn fields_of_the_images_own_user_stay_as_given() {
     for (theirs, own) in [
         ("users:\n- {name: default, ssh_authorized_keys: [ssh-rsa AAAAtheirs]}\n", "debian"),
         ("users:\n- ssh_authorized_keys: [ssh-rsa AAAAtheirs]\n", "debian"),
@@ -208,7 +208,7 @@ fn what_is_said_of_the_images_own_user_stays_as_it_was_said() {
 }
 
 #[test]
-fn parts_that_somebody_made_themselves_are_walked_through() {
+fn parts_of_a_hand_made_document_are_read_too() {
     let raw = "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n\n\
                --x\nContent-Type: text/x-shellscript\n\n#!/bin/sh\necho hi\n\
                --x\nContent-Type: text/cloud-config\n\n#cloud-config\nusers: [{name: debian}]\n\

@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn the_meta_data_names_the_instance_anew_for_each_run() {
+    fn the_meta_data_has_another_instance_id_for_each_run() {
         let config = CloudInitConfig { run: 3, ..CloudInitConfig::default() };
         let first = seed(&CloudInitConfig::default());
         let Some(read) = py_yaml(&first.meta_data) else { return };
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_digits_alone_is_not_taken_for_a_number_in_base_60() {
+    fn an_address_of_digits_alone_is_no_number_in_base_60() {
         let mac = MacAddr::from([0x52, 0x10, 0x20, 0x30, 0x40, 0x50]);
         let document = yaml("network_config", &NetworkDocument::dhcp(Some(mac))).unwrap();
         let Some(read) = py_yaml(&document) else { return };

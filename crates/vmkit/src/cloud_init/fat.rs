@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_seed_makes_the_smallest_volume() {
+    fn a_small_seed_has_the_smallest_volume() {
         assert_eq!(volume(&seed("#!\n")).unwrap().len(), 21_504);
     }
 

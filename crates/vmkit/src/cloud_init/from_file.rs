@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "images")]
-    fn a_packed_file_and_one_with_a_byte_order_mark_are_taken_for_what_is_in_them() {
+    fn a_packed_file_and_one_with_a_byte_order_mark_are_read_as_their_content() {
         use std::io::Write;
         let taken = |content: &[u8]| {
             let file = tempfile::NamedTempFile::new().unwrap();

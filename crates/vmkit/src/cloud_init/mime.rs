@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_that_prints_a_mime_header_is_not_taken_for_a_mime_document() {
+    fn a_script_that_prints_a_mime_header_is_no_mime_document() {
         assert!(!is_mime("#!/bin/sh\n\necho MIME-Version: 1.0\n"));
         assert!(is_mime("\nContent-Type: multipart/mixed; boundary=x\nMIME-version: 1.0\n\n--x"));
     }

@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn output_before_an_input_is_not_taken_for_a_reply() {
+    async fn output_before_an_input_is_no_reply_to_it() {
         let (stream, mut guest) = UnixStream::pair().unwrap();
         let end = Box::new(|| -> StateQuery { Box::pin(async { Ok(VmState::Stopped) }) });
         let vm = VmName::new("web").unwrap();

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_guest_says_to_its_terminal_is_not_shown() {
+    fn control_sequences_of_a_guest_are_not_shown() {
         let said = b"\x1b[2J\x1b[0;32m  OK  \x1b[0m] Started \x1b[0;1;39mssh\x1b[0m\r\n\x1b]0;title\x07\x1b(Blogin: \x1b[6n\n";
         let shown = |said: &[u8]| last_lines(said).map(|tail| tail.as_str().to_owned());
         assert_eq!(shown(said).as_deref(), Some("  OK  ] Started ssh\nlogin:"));

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn problems_are_told_in_the_order_of_the_text() {
+    fn problems_are_reported_in_the_order_of_the_text() {
         let error = error(
             "a\nb\n",
             vec![

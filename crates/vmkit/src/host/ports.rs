@@ -94,7 +94,7 @@ mod tests {
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     #[test]
-    fn a_tcp_port_is_taken_while_somebody_listens() {
+    fn a_tcp_port_is_taken_while_a_socket_listens() {
         let listener = TcpListener::bind((LOOPBACK, 0)).unwrap();
         let port = NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap();
         assert!(!port_is_free(Protocol::Tcp, LOOPBACK, port).unwrap());
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_a_port_is_told() {
+    fn the_process_that_has_a_port_is_named() {
         let listener = TcpListener::bind((LOOPBACK, 0)).unwrap();
         let port = NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap();
         for addr in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_port_is_taken_while_somebody_is_bound_to_it() {
+    fn a_udp_port_is_taken_while_a_socket_is_bound_to_it() {
         let socket = UdpSocket::bind((LOOPBACK, 0)).unwrap();
         let port = NonZeroU16::new(socket.local_addr().unwrap().port()).unwrap();
         assert!(!port_is_free(Protocol::Udp, LOOPBACK, port).unwrap());

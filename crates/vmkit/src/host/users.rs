@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn root_is_known_and_a_made_up_user_is_not() {
+    async fn root_is_known_and_an_invented_user_is_not() {
         let user = |name: &str| UserName::new(name).unwrap();
         assert!(!is_unknown(&user("root")).await);
         if GETENT.iter().all(|program| !Path::new(program).is_file()) {

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_types_of_partitions_and_the_loader_tell_the_architecture() {
+    fn the_types_of_partitions_and_the_loader_show_the_architecture() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         for (kind, arch) in TYPES {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_qcow2_tells_it_as_well() {
+    fn a_compressed_qcow2_is_recognised_as_compressed() {
         let dir = tempfile::tempdir().unwrap();
         let (raw, image) = (dir.path().join("raw"), dir.path().join("image"));
         disk(&raw, ESP, Some(b"BOOTAA64EFI"));

@@ -154,7 +154,7 @@ fn a_bad_catalogue_is_refused_with_the_place() {
 }
 
 #[test]
-fn what_asks_for_a_signature_and_could_not_verify_it_is_refused() {
+fn a_required_signature_that_cannot_be_verified_is_refused() {
     let (sums, signature, keys) =
         ("checksums = \"SUMS\"\n", "signature = \"SUMS.gpg\"\n", "keys = [\"ubuntu\"]\n");
     let release = |signed: &str, fields: &[&str], file: &str| {
@@ -248,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn any_name_is_looked_up_without_panic(text in "[a-z0-9][a-z0-9-]{0,20}(:[a-z0-9.]{1,8})?") {
+    fn any_name_is_resolved_without_panic(text in "[a-z0-9][a-z0-9-]{0,20}(:[a-z0-9.]{1,8})?") {
         if let Ok(name) = ImageName::new(&text) {
             let _ = Catalogue::built_in().find(&name, Arch::X86_64);
         }

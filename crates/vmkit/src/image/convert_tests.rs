@@ -60,7 +60,7 @@ impl ConvertScene {
 }
 
 #[tokio::test]
-async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
+async fn every_form_of_qcow2_converts_to_the_original_disk() {
     let scene = ConvertScene::new();
     for (number, options) in [
         "",
@@ -106,7 +106,7 @@ async fn every_form_of_qcow2_becomes_the_disk_that_it_was_made_of() {
 }
 
 #[tokio::test]
-async fn clusters_that_lie_over_an_image_or_were_discarded_read_as_qemu_reads_them() {
+async fn clusters_over_an_image_or_discarded_ones_read_as_qemu_reads_them() {
     let scene = ConvertScene::new();
     let image = scene.name("image");
     for options in ["extended_l2=on", "extended_l2=off", "compat=0.10"] {
@@ -220,7 +220,7 @@ async fn what_stands_in_the_way_of_the_unfinished_file_is_not_followed_or_waited
 }
 
 #[tokio::test]
-async fn a_damaged_cluster_is_told_and_leaves_nothing() {
+async fn a_damaged_cluster_is_reported_and_leaves_nothing() {
     let scene = ConvertScene::new();
     let (raw, image) = (scene.name("raw"), scene.name("image"));
     // Letters only, so that every cluster is compressed.

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_is_told_from_a_password_and_no_login_is_no_failure() {
+    async fn a_token_is_distinguished_from_a_password_and_no_login_is_no_failure() {
         let dir = tempfile::tempdir().unwrap();
         let token = helper(&dir, r#"echo '{"ServerURL":"x","Username":"<token>","Secret":"t"}'"#);
         assert_eq!(token.login("r").await.unwrap(), Some(RegistryLogin::IdentityToken("t".to_owned())));
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_says_which_helper_and_what_it_said_and_never_a_secret() {
+    async fn a_failure_names_the_helper_and_its_message_and_never_a_secret() {
         let dir = tempfile::tempdir().unwrap();
         for (script, expected) in [
             ("echo 'pass not initialized'; exit 1", "failed (exit status: 1): \"pass not initialized\""),

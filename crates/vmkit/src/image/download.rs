@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_differ_by_what_both_tell() {
+    fn versions_differ_by_the_validators_that_both_have() {
         let version = |etag: &str, modified: &str| {
             let told = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             HttpValidators { etag: told(etag), modified: told(modified) }

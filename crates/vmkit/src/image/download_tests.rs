@@ -62,7 +62,7 @@ async fn two_files_are_never_joined_whatever_the_server_does_with_if_range() {
 }
 
 #[tokio::test]
-async fn what_nothing_tells_apart_is_begun_anew_unless_a_checksum_does() {
+async fn a_download_without_validators_restarts_unless_a_checksum_identifies_it() {
     let scene = PullScene::new().await;
     let disk = disk(400_000);
     scene.server.put("/d", cut(&disk, RangeFault::NoEtag));

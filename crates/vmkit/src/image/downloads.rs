@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_place_is_held_until_nobody_writes_there_any_more() {
+    async fn a_place_is_held_until_its_last_writer_has_ended() {
         use crate::image::DigestAlgorithm;
         use crate::image::intake::ImageIntake;
 

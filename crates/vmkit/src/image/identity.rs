@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_too_large_to_be_read_is_known_by_its_time_and_the_way_out_is_told() {
+    fn an_image_too_large_to_be_read_is_identified_by_its_time_and_the_remedy_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("it's an image");
         let noted = ImageIdentity { checksum: None, ..image(&path) };

@@ -252,7 +252,7 @@ async fn left_whole(scene: &PullScene, disk: &[u8]) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_whole_download_that_was_left_behind_counts_if_the_server_has_the_same_file_still() {
+async fn a_complete_download_left_behind_is_used_if_the_server_still_has_the_same_file() {
     let scene = PullScene::new().await;
     let (old, new) = (disk(400_000), disk(300_000));
     left_whole(&scene, &old).await;
@@ -463,7 +463,7 @@ async fn pulls_of_one_image_at_once_share_one_download() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_who_waits_sees_it_come_and_takes_over() {
+async fn a_waiting_process_sees_the_lock_released_and_takes_it() {
     let scene = PullScene::new().await;
     let disk = disk(300_000);
     scene.server.put("/d", ServedFile { cuts: vec![100_000], stalls: true, ..ServedFile::new(disk.clone()) });
@@ -550,7 +550,7 @@ impl PullScene {
 const OF_IMAGE: &str = "signed = \"image\"\nsignature = \"{file}.sig\"\nkeys = [\"one\"]";
 
 #[tokio::test]
-async fn a_key_that_lies_elsewhere_is_taken_only_by_its_fingerprint() {
+async fn a_key_from_elsewhere_is_accepted_only_by_its_fingerprint() {
     let mut scene = PullScene::new().await;
     let url = scene.server.url("/keys/one.asc");
     let key = format!("version = 1\n[key.one]\nfingerprint = \"{ONE}\"\nurl = \"{url}\"\n");

@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn names_files_addresses_and_registries_are_told_apart() {
+    fn names_files_addresses_and_registries_are_distinguished() {
         for (text, name, version) in [
             ("debian", "debian", None),
             ("ubuntu:24.04", "ubuntu", Some("24.04")),

@@ -133,7 +133,7 @@ async fn a_login_that_a_helper_keeps_is_shown() {
 }
 
 #[tokio::test]
-async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told() {
+async fn a_helper_without_a_login_is_ignored_and_one_that_fails_is_reported() {
     let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
@@ -148,7 +148,7 @@ async fn a_helper_without_a_login_is_as_good_as_none_and_one_that_fails_is_told(
 }
 
 #[tokio::test]
-async fn a_helper_that_is_not_installed_keeps_nobody_from_what_needs_no_login() {
+async fn a_missing_helper_does_not_prevent_what_needs_no_login() {
     let mut scene = PullScene::new().await;
     let disk = disk(20_000);
     let image = format!("{}:1", put_artifact(&scene.server, &disk, None));
@@ -158,7 +158,7 @@ async fn a_helper_that_is_not_installed_keeps_nobody_from_what_needs_no_login() 
 }
 
 #[tokio::test]
-async fn an_identity_token_is_sent_for_a_token_and_to_nobody_else() {
+async fn an_identity_token_is_sent_only_to_the_token_server() {
     let mut scene = PullScene::new().await;
     let other = TestServer::new().await;
     let disk = disk(20_000);

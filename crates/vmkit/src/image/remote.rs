@@ -386,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_led_from_a_safe_address_to_one_that_is_not() {
+    fn no_redirect_leads_from_a_safe_address_to_an_unsafe_one() {
         let url = |text: &str| text.parse::<Url>().unwrap();
         let refused = |from: &str, to: &str| refusal_to_follow(&[url(from)], &url(to)).is_some();
         assert!(refused("https://a/x", "http://a/x") && refused("https://a/x", "ftp://a/x"));

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_counts_until_it_expires_and_only_over_data() {
+    fn a_signature_is_valid_until_it_expires_and_only_over_data() {
         let verified = |signature: &[u8], now| {
             verify_detached(signature, &[key(SHORT).unwrap()], now, || Ok(SUMS)).map(drop)
         };
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_must_be_the_one_it_is_said_to_be() {
+    fn a_key_must_have_the_expected_fingerprint() {
         let refusal = Certificate::read(TWO, fixture!("one.pub")).unwrap_err();
         assert!(refusal.contains("has another fingerprint, 5A88DABF"), "{refusal}");
     }

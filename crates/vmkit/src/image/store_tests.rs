@@ -156,7 +156,7 @@ async fn an_image_that_a_vm_hangs_on_is_not_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_is_not_removed_while_a_vm_is_being_made_of_it() {
+async fn an_image_is_not_removed_while_a_vm_is_created_from_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let kept = import(&store, dir.path(), "mine", &[1; 600]).await.unwrap();

@@ -60,7 +60,7 @@ mod tests {
     use tokio::time::timeout;
 
     #[test]
-    fn only_the_guest_itself_is_told_of_and_only_once_it_can_be_reached() {
+    fn only_the_guest_itself_is_reported_and_only_once_it_can_be_reached() {
         in_own_network(async || {
             ip("link add br0 type bridge");
             ip("link set br0 up");

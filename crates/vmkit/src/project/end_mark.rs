@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_is_found_however_it_is_cut_and_nothing_behind_it_counts() {
+    fn the_mark_is_found_however_it_is_cut_and_what_follows_is_ignored() {
         for piece in 1..30 {
             let found = all(b"a\0b\0token:x\0\0token:17\0later", piece);
             assert_eq!(found, (b"a\0b\0token:x\0".to_vec(), Some(17)), "{piece}");

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_stays_open_counts_for_a_guest_that_answers() {
+    async fn a_connection_that_stays_open_means_that_a_guest_listens() {
         for ssh in [FakeUserNetwork::Greets, FakeUserNetwork::Refuses] {
             assert!(
                 is_listened_at(FakeUserNetwork::IsSilent, ssh).await,
@@ -189,12 +189,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_to_a_guest_that_is_not_there_tells_nothing() {
+    async fn a_connection_to_a_guest_that_is_not_there_proves_nothing() {
         assert!(!is_listened_at(FakeUserNetwork::IsSilent, FakeUserNetwork::IsSilent).await);
     }
 
     #[tokio::test]
-    async fn on_a_network_of_the_hosts_a_connection_tells() {
+    async fn on_a_network_of_the_host_a_connection_proves_a_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let way = PortRoute::Direct(listener.local_addr().unwrap());
         assert!(way.is_listened_at().await);

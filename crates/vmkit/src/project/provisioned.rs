@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_run_again_as_its_rule_says() {
+    fn a_step_is_run_again_according_to_its_rule() {
         for (run, same, other) in [
             (RunPolicy::Once, None, None),
             (RunPolicy::Changed, None, Some(StepReason::Changed)),

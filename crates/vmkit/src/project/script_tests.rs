@@ -222,7 +222,7 @@ fn a_task_that_was_cut_off_is_ended_with_all_that_it_began() {
 }
 
 #[test]
-fn what_ended_by_itself_and_what_is_somebody_elses_is_left_alone() {
+fn what_ended_by_itself_and_foreign_processes_are_left_alone() {
     let mut other = Command::new("sleep").arg("600").spawn().unwrap();
     let guest = ShellGuest::new();
     for group in [other.id().to_string(), "rubbish -1\n".to_owned()] {
@@ -425,7 +425,7 @@ fn what_can_not_be_copied_is_left_out_of_a_folder_and_refused_alone() {
 }
 
 #[test]
-fn an_archive_has_what_was_read_of_a_file_whatever_its_length_is_said_to_be() {
+fn an_archive_has_what_was_read_of_a_file_whatever_its_reported_length() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let temp = tempfile::tempdir().unwrap();
     let at = |name: &str| temp.path().join(name);
@@ -464,7 +464,7 @@ fn an_archive_has_what_was_read_of_a_file_whatever_its_length_is_said_to_be() {
 }
 
 #[test]
-fn a_port_is_found_while_somebody_listens_there() {
+fn a_port_is_found_while_a_process_listens_there() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let script = listens(listener.local_addr().unwrap().port());
     assert_eq!(run(&script).status.code(), Some(0));

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_applies_when_the_table_says() {
+    fn every_field_takes_effect_when_the_table_says() {
         use TakesEffect::{Anew, Live, NextStart};
         let kernel =
             |path: &str| Boot::Kernel(Kernel { path: path.into(), initrd: None, cmdline: String::new() });
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_was_told_of_no_network_has_to_be_told_anew() {
+    fn a_guest_prepared_without_a_network_needs_another_run_of_cloud_init() {
         let changed = found(base().network(NetworkConfig::None), base().network(user(&[])), true);
         assert_eq!(changed, [("network", TakesEffect::Anew), ("forwards", TakesEffect::NextStart)]);
     }

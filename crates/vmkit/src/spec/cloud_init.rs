@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_taken_for_a_private_one_only_if_it_says_so() {
+    fn a_key_is_treated_as_private_only_if_its_header_says_so() {
         for (key, expected) in [
             (KEY.replace(' ', "\t"), "no control characters, and this has '\\t': write a space"),
             (format!("{KEY}\u{7}"), "no control characters, and this has '\\u{7}'"),

@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_could_be_taken_for_something_else_is_refused() {
+    fn an_ambiguous_key_is_refused() {
         let mut labels = Labels::default();
         for key in ["", "Team", ".hidden", "a b", "a=b", &"x".repeat(64)] {
             assert!(labels.set(key, "web").is_err(), "{key:?}");

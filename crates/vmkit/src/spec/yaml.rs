@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_line_and_column_in_characters() {
+    fn a_mistake_is_reported_with_line_and_column_in_characters() {
         for (text, expected) in [
             ("#cloud-config\n{[\"\n", "line 2, column 3: this is not YAML: "),
             ("#cloud-config\nü: *é\n", "line 2, column 4: this is not YAML: "),

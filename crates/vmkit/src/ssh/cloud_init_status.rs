@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cloud_init_went_on_without_is_a_warning_and_told_beside_an_error() {
+    fn a_recoverable_error_of_cloud_init_is_a_warning_and_is_reported_beside_an_error() {
         let text = br#"{"v1": {"stage": null, "init": {"errors": [], "recoverable_errors":
             {"WARNING": ["Failed loading yaml blob"], "DEPRECATED": ["old key"], "ERROR": ["no key"]}},
             "modules-final": {"errors": [], "recoverable_errors": {}}}}"#;

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_never_begins_is_told_of_by_the_first_words() {
+    fn a_program_that_never_starts_is_reported_with_its_first_words() {
         let mut mark = OutputMark::new();
         let noise = [b"\n\x1b[1mThis account is currently not available.\n".to_vec(), vec![b'x'; 1 << 20]];
         for piece in noise {

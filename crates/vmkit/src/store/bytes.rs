@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_truncated_and_foreign_bytes_are_told_apart() {
+    fn empty_truncated_and_foreign_bytes_are_distinguished() {
         let bytes = record().encode().unwrap();
         assert!(problem(b"").ends_with("the record is empty"));
         assert!(problem(&bytes[..60]).ends_with("truncated after 60 bytes"));

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_learns_of_the_holder_and_leaves_the_lock_to_the_next() {
+    async fn a_caller_that_gives_up_gets_the_holder_and_leaves_the_lock_to_the_next() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("lock");
         let held = acquire(&path, LockMode::Alone, late()).await.unwrap().unwrap();

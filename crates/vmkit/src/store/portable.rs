@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_names_nothing_below_its_home_in_full_and_is_read_wherever_it_lies() {
+    fn a_record_has_no_absolute_path_below_its_home_and_is_read_anywhere() {
         let written = paths("/old").portable(record("/old", &format!("/old/{DISK}")));
         let text = String::from_utf8(written.encode().unwrap()).unwrap();
         assert!(!text.contains("/old") && text.contains("/data/d.raw"), "{text}");

@@ -40,7 +40,7 @@ impl Backend for Clocked {
 }
 
 #[tokio::test]
-async fn a_backend_that_sets_clocks_resumes_and_is_told_how_long_the_guest_was_suspended() {
+async fn a_backend_that_sets_clocks_resumes_and_gets_the_length_of_the_pause() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = Clocked::default();
     let manager = VmManager::new(hypervisor.clone(), Home::at(temp.path()).unwrap());

@@ -153,7 +153,7 @@ impl Pumped {
 }
 
 #[tokio::test]
-async fn what_is_typed_reaches_the_guest_and_its_words_come_back() {
+async fn what_is_typed_reaches_the_guest_and_its_output_comes_back() {
     let fake = running().await;
     let mut console = Pumped::begin(fake.address(), BOOT.len() as u64);
     console.ours.write_all(b"hello\r").await.unwrap();
@@ -164,7 +164,7 @@ async fn what_is_typed_reaches_the_guest_and_its_words_come_back() {
 }
 
 #[tokio::test]
-async fn each_byte_comes_once_to_one_who_attaches_where_nobody_was() {
+async fn each_byte_comes_once_to_the_first_client_that_attaches() {
     let fake = running().await;
     let mut console = Pumped::begin(fake.address(), 0);
     let mut late = Pumped::begin(fake.address(), BOOT.len() as u64);
@@ -183,7 +183,7 @@ async fn each_byte_comes_once_to_one_who_attaches_where_nobody_was() {
 }
 
 #[tokio::test]
-async fn what_is_said_in_the_moment_of_attaching_is_not_missed() {
+async fn output_in_the_moment_of_attaching_is_not_missed() {
     let fake = running().await;
     // Another client has the last chunk, so the server sends the new one nothing.
     let mut other = Pumped::begin(fake.address(), 0);
@@ -267,7 +267,7 @@ async fn a_connection_that_breaks_again_and_again_loses_and_doubles_nothing() {
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_stalls_nobody_and_learns_what_it_missed() {
+async fn a_slow_reader_stalls_no_other_and_is_notified_of_what_it_missed() {
     let fake = running().await;
     let mut slow = Pumped::begin(fake.address(), 0);
     let mut quick = Pumped::begin(fake.address(), 0);
@@ -299,7 +299,7 @@ async fn the_end_of_the_vm_is_the_end_of_the_console_and_all_is_handed_over_befo
 }
 
 #[tokio::test]
-async fn the_last_words_of_a_guest_that_powers_itself_off_or_panics_are_handed_over() {
+async fn the_last_output_of_a_guest_that_powers_off_or_panics_is_delivered() {
     for (order, last) in
         [("poweroff", "reboot: Power down\r\n"), ("panic", "Kernel panic - not syncing: asked for\r\n")]
     {
@@ -319,7 +319,7 @@ async fn the_last_words_of_a_guest_that_powers_itself_off_or_panics_are_handed_o
 }
 
 #[tokio::test]
-async fn nothing_is_doubled_where_a_guest_ends_in_the_middle_of_its_words() {
+async fn no_output_is_doubled_when_a_guest_ends_in_the_middle_of_it() {
     for _ in 0..10 {
         let fake = running().await;
         let mut console = Pumped::begin(fake.address(), 0);
@@ -332,7 +332,7 @@ async fn nothing_is_doubled_where_a_guest_ends_in_the_middle_of_its_words() {
 }
 
 #[tokio::test]
-async fn a_guest_that_says_a_little_at_a_time_is_not_asked_for_each_byte() {
+async fn a_guest_that_prints_a_little_at_a_time_is_not_asked_for_each_byte() {
     let fake = running().await;
     let mut console = Pumped::begin(fake.address(), 0);
     console.hears(BOOT.len()).await;
@@ -397,7 +397,7 @@ async fn a_server_that_has_forgotten_its_vm_ends_the_console() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_up_after_every_upgrade_is_not_tried_for_good() {
+async fn a_server_that_hangs_up_after_every_upgrade_is_not_retried_forever() {
     let fake = running().await;
     let proxy = FaultProxy::new(fake.address()).unwrap();
     proxy.set(Some(NetworkFault::HangUpAfterUpgrade)).unwrap();
@@ -426,7 +426,7 @@ async fn a_server_too_old_for_the_console_is_called_so() {
 }
 
 #[tokio::test]
-async fn an_address_that_refuses_or_speaks_something_else_is_told_apart() {
+async fn an_address_that_refuses_is_distinguished_from_one_with_another_protocol() {
     let fake = running().await;
     let proxy = FaultProxy::new(fake.address()).unwrap();
     for (fault, text) in [
@@ -442,7 +442,7 @@ async fn an_address_that_refuses_or_speaks_something_else_is_told_apart() {
 }
 
 #[tokio::test]
-async fn the_past_has_the_first_and_the_last_mebibyte_and_says_what_is_missing() {
+async fn the_past_has_the_first_and_the_last_mebibyte_and_names_what_is_missing() {
     let fake = running().await;
     let past = console_at(fake.address()).history(HistoryRange::MostRecent(7)).await.unwrap();
     assert_eq!((past.bytes.as_slice(), past.end, past.missed), (&b"login: "[..], BOOT.len() as u64, 0));

@@ -53,7 +53,7 @@ fn a_whole_life_leaves_nothing() {
 }
 
 #[test]
-fn whoever_comes_after_a_kill_finds_a_true_state_and_can_go_on_or_remove() {
+fn after_a_kill_the_state_is_true_and_the_vm_can_be_used_or_removed() {
     for (word, before, allowed) in LIVES {
         for goes_on in [true, false] {
             let check = |dir: &Path, place: &str| {
@@ -141,7 +141,7 @@ fn a_start_that_was_killed_can_be_followed_by_any_operation() {
 }
 
 #[test]
-fn a_failing_system_never_leaves_a_half_made_or_a_lost_vm() {
+fn a_failing_system_never_leaves_an_unfinished_or_a_lost_vm() {
     for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
         for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
             for (word, before, allowed) in LIVES {

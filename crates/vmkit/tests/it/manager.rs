@@ -32,7 +32,7 @@ fn noop(temp: &tempfile::TempDir) -> (NoopHypervisor, VmManager<NoopHypervisor>)
 }
 
 #[tokio::test]
-async fn an_ephemeral_vm_is_there_as_long_as_its_owner_and_then_anybodys_to_remove() {
+async fn an_ephemeral_vm_lives_as_long_as_its_owner_and_may_then_be_removed_by_any_process() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);
     let other = VmManager::new(noop, Home::at(temp.path()).unwrap());
@@ -57,7 +57,7 @@ async fn an_ephemeral_vm_is_there_as_long_as_its_owner_and_then_anybodys_to_remo
 }
 
 #[tokio::test]
-async fn an_owner_waits_for_whoever_works_on_its_vm_and_sees_a_removal_that_fails() {
+async fn an_owner_waits_for_other_work_on_its_vm_and_gets_the_error_of_a_failed_removal() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);
     let (_, owner) = manager.create_ephemeral(spec()).await.unwrap();
@@ -260,7 +260,7 @@ async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
 }
 
 #[test]
-fn a_vm_that_comes_and_goes_is_never_taken_for_one_that_was_cut_off() {
+fn a_vm_that_comes_and_goes_is_never_regarded_as_interrupted() {
     let temp = tempfile::tempdir().unwrap();
     let world = World::at(temp.path());
     let manager = world.manager.clone();
@@ -288,7 +288,7 @@ fn a_vm_that_comes_and_goes_is_never_taken_for_one_that_was_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_for_one_vm_waits_longer_than_a_list() {
+async fn a_query_of_one_vm_waits_longer_than_a_list() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
@@ -418,7 +418,7 @@ async fn a_vm_that_stays_locked_is_busy_and_its_holder_is_named() {
 }
 
 #[tokio::test]
-async fn whoever_waited_for_a_removed_vm_does_not_work_on_what_is_gone() {
+async fn an_operation_that_waited_for_a_removed_vm_does_not_work_on_it() {
     let temp = tempfile::tempdir().unwrap();
     let World { manager, .. } = World::at(temp.path());
     let first = manager.create(spec()).await.unwrap();
@@ -505,7 +505,7 @@ async fn an_interrupted_creation_is_shown_refused_and_replaced() {
 }
 
 #[tokio::test]
-async fn a_wait_hears_of_what_another_manager_does() {
+async fn a_wait_notices_what_another_manager_does() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = Counting::default();
     let manager = VmManager::new(hypervisor.clone(), Home::at(temp.path()).unwrap());
@@ -585,7 +585,7 @@ async fn running(dir: &std::path::Path, run: RunInfo) -> VmManager<FileHyperviso
 }
 
 #[tokio::test]
-async fn ssh_is_there_when_the_server_speaks_not_when_the_host_accepts() {
+async fn ssh_is_ready_when_the_server_sends_its_banner_not_when_the_host_accepts() {
     let temp = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let SocketAddr::V4(host) = listener.local_addr().unwrap() else { unreachable!() };
@@ -603,7 +603,7 @@ async fn ssh_is_there_when_the_server_speaks_not_when_the_host_accepts() {
 }
 
 #[tokio::test]
-async fn a_wait_hears_of_the_end_of_the_hypervisors_process() {
+async fn a_wait_notices_the_end_of_the_hypervisors_process() {
     let temp = tempfile::tempdir().unwrap();
     let mut child = tokio::process::Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -650,7 +650,7 @@ async fn a_vm_whose_record_is_spoilt_can_still_be_ended() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_newer_vmkit_is_not_taken_for_a_spoilt_one() {
+async fn a_record_of_a_newer_vmkit_is_not_regarded_as_damaged() {
     let temp = tempfile::tempdir().unwrap();
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
@@ -681,7 +681,7 @@ impl vmkit::Backend for Mistagged {
 }
 
 #[tokio::test]
-async fn a_hypervisor_whose_handles_have_another_tag_makes_nothing() {
+async fn a_hypervisor_whose_handles_have_another_tag_creates_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let manager = VmManager::new(Mistagged(NoopHypervisor::new()), Home::at(temp.path()).unwrap());
     let error = manager.create(spec()).await.unwrap_err();

@@ -50,7 +50,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_hears_powers_itself_off() {
+async fn a_guest_that_receives_the_request_powers_itself_off() {
     let world = World::new();
     let asked = world.dir.path().join("asked");
     // In the place of a guest's `poweroff`: it writes down what it was asked for.
@@ -78,7 +78,7 @@ async fn a_guest_that_hears_powers_itself_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_never_hears_is_ended_at_the_deadline() {
+async fn a_guest_that_ignores_the_request_is_ended_at_the_deadline() {
     let world = World::new();
     let sshd = Sshd::with("ForceCommand /bin/false");
     let propolis = world.hypervisor(sshd.address.port());
@@ -92,7 +92,7 @@ async fn a_guest_that_never_hears_is_ended_at_the_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_nobody_has_a_way_into_is_ended_at_once() {
+async fn a_guest_without_any_channel_is_ended_at_once() {
     let world = World::new();
     let propolis = world.hypervisor(9);
     let vm = propolis.prepare(&world.spec(None)).await.unwrap();

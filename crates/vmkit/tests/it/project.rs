@@ -43,7 +43,7 @@ fn machines_come_up_after_those_that_they_depend_on() {
 }
 
 #[test]
-fn what_is_odd_about_a_guest_is_an_event_of_its_machine() {
+fn a_warning_about_a_guest_is_an_event_of_its_machine() {
     let (temp, shop) = shop();
     fs::write(temp.path().join("odd"), "").unwrap();
     let report = shop.up_as(SHOP, &only(&["db"]));
@@ -178,7 +178,7 @@ fn a_step_that_takes_too_long_is_ended_and_what_was_cut_off_is_ended_before_anyt
 }
 
 #[test]
-fn a_guest_in_which_nobody_becomes_root_says_so_at_once() {
+fn a_guest_without_a_way_to_root_is_reported_at_once() {
     let (_temp, shop) = shop();
     fs::write(shop.world.dir.join("no-sudo"), "").unwrap();
     let report = shop.up(SHOP);
@@ -192,7 +192,7 @@ fn a_guest_in_which_nobody_becomes_root_says_so_at_once() {
 }
 
 #[test]
-fn output_is_told_by_lines_with_machine_and_step() {
+fn output_is_printed_by_lines_with_machine_and_step() {
     let (_temp, shop) = shop();
     shop.up_as(SHOP, &only(&["db"]));
     let lines: Vec<_> = shop
@@ -268,7 +268,7 @@ fn done_of(report: &ProjectReport) -> Vec<MachineAction> {
 }
 
 #[test]
-fn status_tells_state_readiness_and_provisioning() {
+fn status_shows_state_readiness_and_provisioning() {
     let (_temp, shop) = shop();
     shop.up_as(SHOP, &only(&["db"]));
     let (project, all) = (shop.project(SHOP), ProjectOptions::default());
@@ -281,7 +281,7 @@ fn status_tells_state_readiness_and_provisioning() {
 }
 
 #[test]
-fn a_machine_that_is_not_ready_tells_what_it_lacks() {
+fn a_machine_that_is_not_ready_is_reported_with_what_it_lacks() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     let status = |text: &str, patience: Duration| {
@@ -301,7 +301,7 @@ fn a_machine_that_is_not_ready_tells_what_it_lacks() {
 }
 
 #[test]
-fn many_guests_that_do_not_answer_take_no_longer_than_one() {
+fn many_guests_that_do_not_reply_take_no_longer_than_one() {
     let (_temp, shop) = shop();
     let machines = (0..32).map(|number| format!("[machine.m{number}]\n")).collect::<String>();
     let text = format!(
@@ -336,7 +336,7 @@ fn a_project_goes_up_and_down() {
 }
 
 #[test]
-fn whoever_comes_after_a_kill_of_up_finishes_it() {
+fn after_a_kill_of_up_the_next_command_finishes_it() {
     let check = |dir: &Path, place: &str| {
         let shop = Shop::at(dir);
         let report = shop.up(SHOP);
@@ -358,7 +358,7 @@ fn whoever_comes_after_a_kill_of_up_finishes_it() {
 }
 
 #[test]
-fn whoever_comes_after_a_kill_of_down_finishes_it_or_comes_up_again() {
+fn after_a_kill_of_down_the_next_command_finishes_it_or_brings_the_machine_up() {
     for goes_up in [true, false] {
         let check = |dir: &Path, place: &str| {
             let shop = Shop::at(dir);

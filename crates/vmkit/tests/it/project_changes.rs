@@ -37,7 +37,7 @@ fn a_machine_that_left_the_file_is_shown_pruned_and_taken_down() {
 }
 
 #[test]
-fn somebody_elses_vm_is_never_touched() {
+fn a_vm_of_another_origin_is_never_touched() {
     let (_temp, shop) = shop();
     let mine = crate::common::named(VmName::new("shop-db").unwrap());
     runtime().block_on(shop.engine.manager().create(mine)).unwrap();
@@ -67,7 +67,7 @@ fn machines_of_a_file_that_was_moved_are_named_with_their_owner_and_left_running
 }
 
 #[test]
-fn vms_of_a_file_that_is_gone_are_told_where_a_machine_has_none() {
+fn vms_of_a_file_that_is_gone_are_reported_where_a_machine_has_none() {
     let (_temp, shop) = shop();
     let old = shop.world.dir.join("vmkit.toml");
     fs::write(&old, SHOP).unwrap();
@@ -142,7 +142,7 @@ fn a_port_of_the_host_goes_from_one_machine_to_another_in_one_go() {
 }
 
 #[test]
-fn what_is_made_anew_is_removed_only_once_the_new_one_can_be_made() {
+fn a_vm_to_be_recreated_is_removed_only_once_the_new_one_can_be_created() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     let boots = shop.world.boots();
@@ -176,7 +176,7 @@ fn what_is_made_anew_is_removed_only_once_the_new_one_can_be_made() {
 }
 
 #[test]
-fn files_that_are_not_there_are_all_told_before_anything_is_made() {
+fn all_missing_files_are_reported_before_anything_is_created() {
     let (_temp, shop) = shop();
     let text = SHOP
         .replace("'app'", "'no-app'")
@@ -228,7 +228,7 @@ fn an_image_that_can_not_be_fetched_is_pointed_at_and_is_no_bad_input() {
 }
 
 #[test]
-fn who_waits_for_somebody_else_says_so_at_once_and_for_whom() {
+fn a_wait_for_another_process_is_reported_at_once_with_its_pid() {
     let (_temp, shop) = shop();
     let projects = shop.world.manager.home().projects().to_owned();
     fs::create_dir_all(&projects).unwrap();
@@ -258,7 +258,7 @@ fn reload_starts_again_what_it_stopped() {
 }
 
 #[test]
-fn a_change_is_made_when_it_can_be_and_told_by_the_plan_before() {
+fn a_change_is_applied_when_it_can_be_and_the_plan_shows_it_before() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     let changed = SHOP.replace(
@@ -294,7 +294,7 @@ fn waits(report: &ProjectReport, machine: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_needs_a_machine_made_anew_is_refused_unless_asked_for() {
+fn a_change_that_recreates_a_machine_is_refused_unless_requested() {
     let (_temp, shop) = shop();
     shop.up(SHOP);
     let changed = SHOP.replace("[machine.db]", "[machine.db]\nbackend = 'noop'");

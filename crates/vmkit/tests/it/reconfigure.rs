@@ -89,7 +89,7 @@ async fn a_forward_outlives_a_start_that_another_change_has_waited_for() {
 }
 
 #[tokio::test]
-async fn a_backend_that_can_not_forward_while_a_vm_runs_says_so_and_nothing_is_recorded() {
+async fn a_backend_without_live_forwards_reports_that_and_nothing_is_recorded() {
     let temp = tempfile::tempdir().unwrap();
     let router = RouterHypervisor::new(BackendTag::Noop).with(Fixed(NoopHypervisor::new()));
     let manager = VmManager::new(router, Home::at(temp.path()).unwrap());
@@ -165,7 +165,7 @@ async fn a_forward_that_may_be_in_force_stays_known_and_can_be_taken_back() {
 }
 
 #[tokio::test]
-async fn what_a_vm_was_told_to_be_outlives_a_power_cut() {
+async fn the_configuration_of_a_vm_outlives_a_power_cut() {
     let temp = tempfile::tempdir().unwrap();
     let (noop, manager) = noop(&temp);
     let config = CloudInitConfig::default();
@@ -193,7 +193,7 @@ async fn what_a_vm_was_told_to_be_outlives_a_power_cut() {
 /// An older record that is whole would hide the newer one after a power cut, and nothing would
 /// tell.
 #[tokio::test]
-async fn what_a_vm_was_told_to_be_is_on_the_disk_in_both_records_before_it_counts() {
+async fn a_configuration_is_synced_in_both_records_before_it_takes_effect() {
     let temp = tempfile::tempdir().unwrap();
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();
@@ -287,7 +287,7 @@ async fn an_edit_begins_with_what_the_vm_was_to_be_and_a_plan_of_one_changes_not
 }
 
 #[tokio::test]
-async fn what_needs_a_vm_made_anew_is_refused_and_nothing_is_changed() {
+async fn a_change_that_needs_a_new_vm_is_refused_and_nothing_is_changed() {
     let temp = tempfile::tempdir().unwrap();
     let (_, manager) = noop(&temp);
     manager.create(spec()).await.unwrap();

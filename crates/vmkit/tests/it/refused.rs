@@ -63,7 +63,7 @@ async fn the_identity_of_a_vm_whose_making_was_cut_off_is_in_use_for_all_other_n
 }
 
 #[tokio::test]
-async fn without_a_port_that_leads_there_nobody_waits_for_ssh_at_this_hosts_own() {
+async fn without_a_forward_no_wait_for_ssh_uses_the_port_of_this_host() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = FileHypervisor::new(temp.path().join("fake")).with_run(RunInfo::default());
     let manager = VmManager::new(hypervisor, Home::at(temp.path().join("home")).unwrap());

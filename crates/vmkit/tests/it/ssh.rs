@@ -26,7 +26,7 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[tokio::test]
-async fn a_program_says_how_it_ended() {
+async fn the_end_of_a_program_is_reported() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     assert_eq!(run(&session, &["true"]).await.exit, GuestExitStatus::Code(0));
@@ -102,7 +102,7 @@ async fn a_hundred_megabytes_pass_each_way_unharmed() {
 }
 
 #[tokio::test]
-async fn a_program_is_held_back_while_nobody_listens() {
+async fn a_program_waits_while_its_output_is_not_read() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     let progress = sshd.dir.path().join("progress");
@@ -155,7 +155,7 @@ async fn a_terminal_has_the_size_it_was_given_and_takes_another() {
 }
 
 #[tokio::test]
-async fn a_login_shell_at_a_terminal_answers_what_is_typed() {
+async fn a_login_shell_at_a_terminal_replies_to_what_is_typed() {
     let sshd = Sshd::new();
     let began = Clock::now();
     let session = sshd.session().await;
@@ -257,7 +257,7 @@ async fn a_connection_that_is_slow_to_be_led_keeps_no_other_waiting() {
 }
 
 #[tokio::test]
-async fn keys_are_exchanged_anew_in_the_middle_of_much_output_and_input() {
+async fn keys_are_exchanged_again_amid_much_output_and_input() {
     const BYTES: usize = 40 << 20;
     let sshd = Sshd::with("RekeyLimit 4M");
     let session = sshd.session().await;
@@ -390,7 +390,7 @@ impl Drop for Agent {
 }
 
 #[tokio::test]
-async fn the_keys_of_an_ssh_agent_log_in_though_nobody_sees_them() {
+async fn the_keys_of_an_ssh_agent_log_in_without_leaving_it() {
     let sshd = Sshd::new();
     let agent = Agent::new(sshd.dir.path());
     let mut target = sshd.target();
@@ -425,7 +425,7 @@ async fn a_server_that_dies_midway_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_stalls_keeps_nobody_beyond_the_deadline() {
+async fn a_server_that_stalls_delays_no_caller_beyond_the_deadline() {
     let sshd = Sshd::new();
     let session = sshd.session().await;
     sshd.signal(Signal::STOP);
@@ -446,7 +446,7 @@ async fn a_server_that_stalls_keeps_nobody_beyond_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_or_something_else_listens_is_told_apart() {
+async fn a_port_without_a_listener_is_distinguished_from_one_with_another_server() {
     let sshd = Sshd::new();
     let mut target = sshd.target();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -477,7 +477,7 @@ const RUN_IT: &str = "case $SSH_ORIGINAL_COMMAND in internal-sftp) exec /usr/lib
 exec /bin/bash -c \"$SSH_ORIGINAL_COMMAND\"";
 
 #[tokio::test]
-async fn what_a_login_shell_prints_first_is_no_part_of_a_copy_nor_of_what_vmkit_asks() {
+async fn what_a_login_shell_prints_first_is_no_part_of_a_copy_or_a_reply() {
     for noise in
         ["echo WELCOME", "echo WELCOME >&2", "printf 'no end of line'", "seq 20000", "printf '\\0\\0'"]
     {
@@ -496,7 +496,7 @@ async fn what_a_login_shell_prints_first_is_no_part_of_a_copy_nor_of_what_vmkit_
 }
 
 #[tokio::test]
-async fn a_login_shell_that_runs_nothing_is_named_by_what_it_says() {
+async fn a_login_shell_that_runs_nothing_is_reported_with_its_message() {
     for (shell, said) in [
         (
             "echo 'This account is currently not available.'; exit 1",

@@ -149,7 +149,7 @@ async fn a_tree_goes_both_ways_with_links_and_empty_directories() {
 }
 
 #[tokio::test]
-async fn nothing_is_written_through_a_link_that_lies_in_the_way() {
+async fn nothing_is_written_through_a_link_in_the_way() {
     let both = Both::new().await;
     let outside = both.dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -230,7 +230,7 @@ async fn a_server_that_dies_midway_leaves_nothing_under_the_names() {
 }
 
 #[tokio::test]
-async fn what_a_dropped_upload_has_begun_can_be_tidied_up() {
+async fn the_remains_of_a_dropped_upload_can_be_removed() {
     let both = Both::new().await;
     fs::write(both.here("big"), vec![7; 64 << 20]).unwrap();
     let to = both.there("copy");
@@ -251,7 +251,7 @@ async fn what_a_dropped_upload_has_begun_can_be_tidied_up() {
 }
 
 #[tokio::test]
-async fn a_server_without_sftp_says_what_to_install() {
+async fn a_server_without_sftp_is_reported_with_what_to_install() {
     let sshd = Sshd::with("Match all\n  ForceCommand /bin/false");
     let session = sshd.session().await;
     let error = session.files("web", soon()).await.unwrap_err();
@@ -259,7 +259,7 @@ async fn a_server_without_sftp_says_what_to_install() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_not_utf_8_is_told_once_all_else_was_copied() {
+async fn a_name_that_is_not_utf_8_is_reported_once_all_else_was_copied() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let both = Both::new().await;
@@ -362,7 +362,7 @@ async fn a_file_that_shrinks_while_it_is_copied_is_as_long_as_what_was_read() {
 }
 
 #[tokio::test]
-async fn what_the_system_says_of_the_length_of_its_own_files_is_not_believed() {
+async fn the_reported_length_of_system_files_is_not_believed() {
     let both = Both::new().await;
     for name in ["/proc/version", "/proc/cpuinfo", "/sys/kernel/mm/transparent_hugepage/enabled"] {
         let Ok(content) = fs::read(name) else {
@@ -574,7 +574,7 @@ async fn what_may_not_be_read_is_named_and_all_else_is_copied() {
 }
 
 #[tokio::test]
-async fn what_could_not_be_copied_is_told_together_with_what_was_left_out() {
+async fn what_could_not_be_copied_is_reported_with_what_was_left_out() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let both = Both::new().await;

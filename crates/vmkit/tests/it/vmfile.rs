@@ -275,7 +275,7 @@ fn a_folder_of_any_name_gives_the_project_one() {
 }
 
 #[test]
-fn a_vm_made_from_the_file_has_no_changes_until_the_file_changes() {
+fn a_vm_created_from_the_file_has_no_changes_until_the_file_changes() {
     let text = "version = 1\n[machine.web]\nimage = 'debian:12'\nmemory = '1GiB'\n";
     let machine = |text: &str| read(text).unwrap().machines.remove(0);
     let found = HostInputs {
@@ -310,7 +310,7 @@ fn an_error_about_a_spec_points_into_the_file() {
 }
 
 #[test]
-fn a_mistake_in_the_defaults_is_told_once() {
+fn a_mistake_in_the_defaults_is_reported_once() {
     let text = "version = 1\n[defaults]\nkernel = 'k'\nready.command = 'true'\n[machine.a]\n[machine.b]\n";
     let said = refused(text);
     assert!(said.starts_with(&format!("{FILE}:4:17: `ready.command` needs")), "{said}");
@@ -426,7 +426,7 @@ proptest! {
     }
 
     #[test]
-    fn reading_a_damaged_file_tells_places_inside_it(
+    fn errors_of_a_damaged_file_name_places_inside_it(
         damage in proptest::collection::vec((any::<prop::sample::Index>(), "[\\PC\\n\"=\\[\\].{}]{0,6}", 0usize..12), 1..5),
     ) {
         let mut text = SAMPLE.to_owned();
@@ -464,7 +464,7 @@ fn a_misspelled_key_is_one_mistake_though_it_is_needed() {
 }
 
 #[test]
-fn an_image_that_is_none_is_answered_with_what_one_is() {
+fn a_file_that_is_no_image_is_refused_with_the_formats_that_are() {
     for image in ["", " "] {
         let said = refused(&with(&format!("image = '{image}'")));
         assert!(

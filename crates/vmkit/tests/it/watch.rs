@@ -7,7 +7,7 @@ use vmkit::store::Home;
 use vmkit::{ErrorKind, VmManager, VmState};
 
 #[tokio::test]
-async fn a_watcher_hears_of_each_change_and_of_the_removal() {
+async fn a_watcher_notices_each_change_and_the_removal() {
     let temp = tempfile::tempdir().unwrap();
     let hypervisor = Counting::default();
     let manager = || VmManager::new(hypervisor.clone(), Home::at(temp.path()).unwrap());

@@ -26,7 +26,7 @@ async fn started(place: &Place) -> (VmManager<QemuHypervisor>, VmName) {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_program_types_and_waits_for_what_is_said() {
+async fn a_program_types_and_waits_for_output() {
     let place = Place::new();
     let (manager, name) = started(&place).await;
     let mut console = manager.attach_console(&name).await.unwrap();
@@ -81,7 +81,7 @@ fn follows(said: &[u8], log: &[u8]) -> usize {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_is_handed_over_is_the_log_byte_for_byte_however_often_somebody_attaches() {
+async fn a_console_delivers_the_log_byte_for_byte_however_often_a_client_attaches() {
     let place = Place::new();
     let (manager, name) = started(&place).await;
     let mut console = manager.attach_console(&name).await.unwrap();
@@ -115,7 +115,7 @@ async fn what_is_handed_over_is_the_log_byte_for_byte_however_often_somebody_att
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_an_earlier_run_said_is_not_this_ones() {
+async fn the_output_of_an_earlier_run_is_not_that_of_this_one() {
     let place = Place::new();
     let (manager, name) = started(&place).await;
     let mut console = manager.attach_console(&name).await.unwrap();
@@ -145,7 +145,7 @@ async fn what_an_earlier_run_said_is_not_this_ones() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn whoever_waits_for_a_guest_whose_hypervisor_is_killed_learns_how_it_ended() {
+async fn a_wait_for_a_guest_whose_hypervisor_is_killed_reports_how_it_ended() {
     let place = Place::new();
     let (manager, name) = started(&place).await;
     let mut console = manager.attach_console(&name).await.unwrap();
@@ -160,7 +160,7 @@ async fn whoever_waits_for_a_guest_whose_hypervisor_is_killed_learns_how_it_ende
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_watcher_hears_at_once_that_somebody_killed_the_hypervisor() {
+async fn a_watcher_notices_at_once_that_the_hypervisor_was_killed() {
     let place = Place::new();
     let (manager, name) = started(&place).await;
     let seen = manager.info(&name).await.unwrap();

@@ -157,7 +157,7 @@ async fn a_restricted_guest_does_not_reach_the_host_but_is_reached_by_its_forwar
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_agent_tells_the_guest_s_addresses_runs_programs_and_shuts_it_down() {
+async fn the_agent_reports_addresses_runs_programs_and_shuts_the_guest_down() {
     let place = Place::new();
     let qemu = place.hypervisor();
     for machine in [MachineType::Q35, MachineType::Microvm] {

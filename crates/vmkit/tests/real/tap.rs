@@ -129,7 +129,7 @@ fn a_guest_on_a_bridge_is_found_by_its_agent_the_neighbour_table_and_its_lease()
 }
 
 #[test]
-fn two_guests_on_one_bridge_have_their_own_addresses_and_both_answer() {
+fn two_guests_on_one_bridge_have_their_own_addresses_and_both_reply() {
     in_own_namespaces(async || {
         let place = Place::new();
         let bridge = Bridge::new(&place);
@@ -216,7 +216,7 @@ fn a_bridge_that_is_not_there_or_is_none_is_refused_by_name_and_leaves_nothing()
 }
 
 #[test]
-fn a_user_who_may_not_make_taps_is_told_what_is_lacking() {
+fn for_a_user_without_permission_for_taps_the_error_names_what_is_lacking() {
     in_own_namespaces(async || {
         let place = Place::new();
         let _bridge = Bridge::new(&place);

@@ -165,7 +165,7 @@ fn each_operation_is_a_span_with_its_vm_and_how_it_ended() {
 }
 
 #[test]
-fn a_failure_is_told_by_its_kind_alone() {
+fn a_failure_is_classified_by_its_kind_alone() {
     let temp = tempfile::tempdir().unwrap();
     let manager = manager(&temp);
     let ((), listener) = listening(async {

@@ -100,7 +100,7 @@ fn a_vm_without_a_name_is_called_after_its_image() {
 }
 
 #[test]
-fn a_launch_ends_with_the_words_of_a_cloud_init_that_failed_before_anybody_was_let_in() {
+fn a_launch_reports_a_cloud_init_that_failed_before_the_first_login() {
     let life = Life::new();
     let theirs = life.file("user-data");
     fs::write(&theirs, "#include\nhttp://127.0.0.1:1/x\n").unwrap();
@@ -133,7 +133,7 @@ fn a_guest_that_cloud_init_powers_off_ends_its_launch() {
 }
 
 #[test]
-fn a_login_that_is_asked_for_is_made_by_cloud_init_and_never_one_of_theirs() {
+fn a_requested_login_is_created_by_cloud_init_and_replaces_no_existing_one() {
     let life = Life::new();
     let seed = |vm: &str| {
         let seed = fs::read(life.home().join(format!("vms/{vm}/seed.iso")));
@@ -210,7 +210,7 @@ fn an_ephemeral_vm_goes_with_its_command_however_that_ends() {
 }
 
 #[test]
-fn an_ephemeral_launch_never_removes_what_is_somebody_else_s() {
+fn an_ephemeral_launch_never_removes_a_vm_that_it_did_not_create() {
     let life = Life::new();
     life.make("mine", "");
     let taken = life.vmkit(tiny(&life, &["mine", "--rm", "--", "true"]));

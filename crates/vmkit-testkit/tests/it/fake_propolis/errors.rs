@@ -15,7 +15,7 @@ fn get_instance(fake: &FakePropolis, version: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_version_that_is_missing_too_new_or_none_is_400_and_says_so() {
+fn a_version_that_is_missing_too_new_or_none_is_400_with_that_reason() {
     let fake = fake();
     for (header, message) in [
         ("", "missing expected header \"api-version\""),
@@ -163,7 +163,7 @@ fn boot(id: &str) -> Value {
 }
 
 #[test]
-fn a_spec_that_makes_no_sense_is_400_in_the_servers_words() {
+fn a_spec_without_sense_is_400_with_the_message_of_the_real_server() {
     let fake = fake();
     let port = json!({ "type": "serial_port", "component": { "num": "com1" } });
     let dlpi = json!({ "type": "dlpi_network_backend", "component": { "vnic_name": "vm0" } });
@@ -210,7 +210,7 @@ fn a_pci_path_that_does_not_exist_is_refused() {
 }
 
 #[test]
-fn what_the_host_does_not_have_fails_and_only_the_log_says_what() {
+fn a_missing_host_resource_fails_and_only_the_log_names_it() {
     let nowhere = std::path::Path::new("/nowhere/disk.raw");
     let mut many = spec();
     many["board"]["cpus"] = json!(33);
@@ -252,7 +252,7 @@ fn a_file_of_any_length_is_a_disk_of_any_blocks_but_of_none() {
 }
 
 #[test]
-fn of_several_boot_settings_the_last_counts() {
+fn of_several_boot_settings_the_last_applies() {
     let fake = fake();
     let spec = with(json!({ "a": boot("c"), "b": boot("d"), "d": disk("e", 4), "e": blob_of(512) }));
     assert_eq!(ensure(&fake, &spec).status, 201);

@@ -76,7 +76,7 @@ fn a_volume_is_cloned_grown_and_destroyed() {
 }
 
 #[test]
-fn zfs_refuses_in_its_own_words() {
+fn zfs_refuses_with_its_own_message() {
     let host = Host::new();
     host.ok("zfs clone -p tank/img/debian@base tank/vm/web");
     for (line, code, stderr) in [
@@ -152,7 +152,7 @@ fn a_pool_is_not_destroyed() {
 }
 
 #[test]
-fn vnics_are_made_shown_and_deleted() {
+fn vnics_are_created_shown_and_deleted() {
     let host = Host::new();
     host.ok("pfexec dladm create-vnic -t -l igb0 -m 52:54:00:0a:0b:0c -p mtu=9000 vm0");
     assert_eq!(
@@ -170,7 +170,7 @@ fn vnics_are_made_shown_and_deleted() {
 }
 
 #[test]
-fn dladm_refuses_in_its_own_words() {
+fn dladm_refuses_with_its_own_message() {
     let host = Host::new();
     host.ok("dladm create-vnic -t -l igb0 -m 2:8:20:1:2:3 vm0");
     let long = format!("dladm create-vnic -t -l igb0 {}0", "v".repeat(31));
@@ -260,7 +260,7 @@ fn a_disk_and_a_link_in_use_are_busy_until_the_server_lets_go() {
 }
 
 #[test]
-fn a_link_or_a_disk_that_is_not_there_fails_and_only_the_log_says_so() {
+fn a_missing_link_or_disk_fails_and_only_the_log_names_it() {
     let host = Host::new();
     for (undo, told) in [
         ("dladm delete-vnic vm0", "failed to create viona device vm0: No such file or directory"),
@@ -324,7 +324,7 @@ fn a_server_whose_kernel_vm_is_taken_from_it_panics_while_that_runs() {
 }
 
 #[test]
-fn a_server_of_the_host_behaves_as_the_host_says() {
+fn a_server_on_the_host_behaves_as_the_host_is_set() {
     let host = Host::new();
     host.fake
         .behave(&PropolisBehaviour { refusal: Some("no viona".to_owned()), ..PropolisBehaviour::default() })

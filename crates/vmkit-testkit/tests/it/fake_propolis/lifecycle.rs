@@ -221,7 +221,7 @@ fn a_failed_ensure_hides_its_reason_and_leaves_a_failed_instance() {
 }
 
 #[test]
-fn whoever_asks_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
+fn a_request_for_the_state_after_a_failed_ensure_waits_until_the_next_one() {
     let behaviour = PropolisBehaviour { ensure_fails: Some("no".to_owned()), ..PropolisBehaviour::default() };
     let fake = FakePropolis::spawn(behaviour).unwrap();
     assert_eq!(ensure(&fake, &spec()).status, 500);
@@ -274,7 +274,7 @@ fn ensure_and_go_away(fake: &FakePropolis, has_come: impl Fn() -> bool) {
 }
 
 #[test]
-fn nothing_is_known_of_a_vm_while_its_server_asks_the_host_and_it_comes_though_its_client_has_gone() {
+fn a_vm_is_unknown_until_its_server_has_created_it_and_comes_without_its_client() {
     let fake = fake();
     run(&fake);
     assert_eq!(put_state(&fake, "Stop").status, 204);
@@ -309,7 +309,7 @@ fn nothing_is_known_of_a_vm_while_its_server_asks_the_host_and_it_comes_though_i
 }
 
 #[test]
-fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_state_does_not() {
+fn a_request_for_a_vm_waits_while_its_devices_pause_and_one_for_its_state_does_not() {
     let fake = fake();
     run(&fake);
     for (asked, passing) in [("Reboot", "Rebooting"), ("Stop", "Stopping")] {
@@ -335,7 +335,7 @@ fn whoever_asks_for_a_vm_waits_while_its_devices_pause_and_whoever_asks_for_its_
 }
 
 #[test]
-fn a_panic_of_a_server_that_unwinds_leaves_its_vm_creating_for_good() {
+fn a_panic_of_a_server_that_unwinds_leaves_its_vm_in_creating() {
     let fake = FakePropolis::spawn(PropolisBehaviour {
         dies: Some(vmkit_testkit::propolis::DeathPoint::Ensure),
         unwinds: true,

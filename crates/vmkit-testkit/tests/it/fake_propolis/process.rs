@@ -19,7 +19,7 @@ fn process(behaviour: PropolisBehaviour) -> FakePropolis {
 }
 
 #[test]
-fn the_log_says_where_it_listens_in_bunyans_json() {
+fn the_log_has_the_listening_address_in_bunyans_json() {
     let fake = process(PropolisBehaviour::default());
     let log = fake.log();
     let event: Value = log
@@ -57,7 +57,7 @@ fn put_last(fake: &FakePropolis, path: &str, body: &Value) {
 }
 
 #[test]
-fn it_dies_where_it_is_told_to_and_leaks_its_vm() {
+fn a_server_dies_at_the_chosen_point_and_leaks_its_vm() {
     for death in [DeathPoint::Ensure, DeathPoint::Start, DeathPoint::Stop] {
         let mut fake = process(PropolisBehaviour { dies: Some(death), ..PropolisBehaviour::default() });
         match death {
@@ -75,7 +75,7 @@ fn it_dies_where_it_is_told_to_and_leaks_its_vm() {
 }
 
 #[test]
-fn a_panic_says_three_lines_between_the_halves_of_one_of_the_log() {
+fn a_panic_prints_three_lines_into_the_middle_of_a_line_of_the_log() {
     let behaviour = PropolisBehaviour { dies: Some(DeathPoint::Ensure), ..PropolisBehaviour::default() };
     let dir = tempfile::tempdir().unwrap();
     let bootrom = dir.path().join("OVMF_CODE.fd");
@@ -143,7 +143,7 @@ fn get(proxy: &FaultProxy) -> std::io::Result<String> {
 }
 
 #[test]
-fn a_proxy_passes_on_breaks_off_lies_and_refuses() {
+fn a_proxy_forwards_disconnects_falsifies_and_refuses() {
     let fake = FakePropolis::spawn(PropolisBehaviour::default()).unwrap();
     let proxy = FaultProxy::new(fake.address()).unwrap();
     let set = |fault| proxy.set(Some(fault)).unwrap();

@@ -40,7 +40,7 @@ fn read_to(fake: &FakePropolis, bytes: usize) {
 }
 
 #[test]
-fn what_the_guest_said_comes_first_then_its_last_chunk_once_more_and_what_it_says_then() {
+fn history_comes_first_then_its_last_chunk_again_and_then_new_output() {
     let fake = running();
     read_to(&fake, BOOT.len());
     let mut console = Console::open(&fake, "?from_start=0");
@@ -65,7 +65,7 @@ fn a_chunk_that_a_client_was_sent_is_not_sent_to_the_next() {
 }
 
 #[tokio::test]
-async fn what_is_said_between_a_clients_history_and_its_place_on_the_list_is_not_sent_to_it() {
+async fn output_between_the_history_and_the_registration_of_a_client_is_not_sent_to_it() {
     let fake = running();
     read_to(&fake, BOOT.len());
     let mut old = Console::open(&fake, "");
@@ -88,7 +88,7 @@ async fn what_is_said_between_a_clients_history_and_its_place_on_the_list_is_not
 }
 
 #[test]
-fn a_ping_is_answered_by_who_has_the_client_on_its_list() {
+fn a_ping_is_answered_by_the_server_of_the_client() {
     let fake = running();
     let mut console = Console::open(&fake, "");
     console.ping();
@@ -144,7 +144,7 @@ fn watching(fake: &FakePropolis) -> Console {
 }
 
 #[test]
-fn history_is_sent_in_16_kib_and_what_is_said_now_in_1_kib() {
+fn history_is_sent_in_16_kib_and_new_output_in_1_kib() {
     let fake = running();
     let mut watcher = watching(&fake);
     watcher.type_in("flood 40000\r");
@@ -201,7 +201,7 @@ fn a_history_is_asked_for_by_one_offset() {
 }
 
 #[test]
-fn a_vm_that_stops_says_farewell_to_every_client() {
+fn a_vm_that_stops_closes_the_console_of_every_client() {
     let fake = running();
     let mut consoles = [Console::open(&fake, "?from_start=0"), Console::open(&fake, "?from_start=0")];
     for console in &mut consoles {
@@ -272,7 +272,7 @@ fn while_one_client_does_not_read_each_key_sends_the_last_chunk_to_the_others_ag
 }
 
 #[test]
-fn a_client_that_leaves_is_not_missed() {
+fn a_client_that_disconnects_does_no_harm() {
     let fake = running();
     let mut one = Console::open(&fake, "?from_start=0");
     one.hear(BOOT);
@@ -293,7 +293,7 @@ fn the_port_stays_open_across_a_reboot() {
 }
 
 #[tokio::test]
-async fn a_guest_that_is_told_to_powers_itself_off() {
+async fn a_guest_that_is_asked_to_powers_itself_off() {
     let fake = running();
     let mut console = watching(&fake);
     // The last output is lost if the VM stops before the port is read.
@@ -306,7 +306,7 @@ async fn a_guest_that_is_told_to_powers_itself_off() {
 }
 
 #[test]
-fn a_move_is_told_as_text() {
+fn a_move_is_shown_as_text() {
     let fake = running();
     let mut console = watching(&fake);
     assert!(fake.say_migrating("127.0.0.1:9".parse().unwrap()));
@@ -326,7 +326,7 @@ fn without_an_active_vm_the_connection_ends_right_after_its_upgrade() {
 }
 
 #[test]
-fn a_plain_get_is_told_that_an_upgrade_is_expected() {
+fn a_plain_get_is_refused_since_an_upgrade_is_expected() {
     let fake = running();
     let answer = ask_raw(&fake, "GET /instance/serial HTTP/1.1\r\napi-version: 5.0.0", b"");
     assert_eq!((answer.status, answer.message()), (400, "expected connection upgrade"));

@@ -128,7 +128,7 @@ async fn an_image_that_is_not_there_or_is_no_raw_disk_is_refused() {
 }
 
 #[tokio::test]
-async fn a_seed_that_no_request_can_carry_is_refused_before_anything_is_made() {
+async fn a_seed_too_large_for_a_request_is_refused_before_anything_is_created() {
     let world = World::new();
     let user_data = UserData::Raw(format!("#!/bin/sh\n# {}", "x".repeat(900_000)));
     let config = CloudInitConfig { user_data, ..CloudInitConfig::default() };
@@ -138,7 +138,7 @@ async fn a_seed_that_no_request_can_carry_is_refused_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn a_link_that_is_not_there_is_named_and_what_was_made_before_it_is_gone() {
+async fn a_missing_link_is_named_and_what_was_created_before_it_is_removed() {
     let world = World::new();
     let network = NetworkConfig::Vnic { link: "net9".parse().unwrap() };
     let error = refusal(&world, world.bare(name()).network(network)).await;
@@ -148,7 +148,7 @@ async fn a_link_that_is_not_there_is_named_and_what_was_made_before_it_is_gone()
 }
 
 #[tokio::test]
-async fn a_host_without_zfs_is_told_which_program_is_missing() {
+async fn a_host_without_zfs_is_reported_with_the_missing_program() {
     let world = World::new();
     let propolis = world.builder().search_path("/nonexistent".as_ref()).build();
     let spec: VmSpec = world.spec(name());

@@ -110,7 +110,7 @@ async fn what_a_start_that_was_cut_off_left_is_ended_by_stop_start_and_destroy()
 }
 
 #[tokio::test]
-async fn a_start_at_work_is_told_as_such_and_never_as_one_that_was_cut_off() {
+async fn a_start_in_progress_is_never_reported_as_interrupted() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -337,7 +337,7 @@ async fn a_server_that_is_too_old_is_called_so() {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_from_the_log_though_its_copy_was_lost() {
+async fn a_failure_is_read_from_the_log_when_its_copy_was_lost() {
     let world = World::new();
     let ensure_fails = Some("no such VNIC under the moon".to_owned());
     world
@@ -381,7 +381,7 @@ async fn a_server_that_takes_its_time_to_let_go_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_vm_that_is_made_only_after_its_start_was_given_up_is_ended_then() {
+async fn a_vm_created_after_its_start_was_given_up_is_ended_then() {
     let remote = Remote::new();
     let propolis = remote.builder().start_limit(Duration::from_secs(1)).build();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -400,7 +400,7 @@ async fn a_vm_that_is_made_only_after_its_start_was_given_up_is_ended_then() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_console_says() {
+async fn a_wait_for_a_vm_that_is_being_started_ends_with_its_console_output() {
     let remote = Remote::new();
     let home = Home::at(remote.path().join("home")).unwrap();
     let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
@@ -429,7 +429,7 @@ async fn whoever_waits_for_a_vm_that_is_being_started_gets_it_with_what_its_cons
 }
 
 #[tokio::test]
-async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has_ended() {
+async fn a_program_at_the_console_reads_earlier_output_and_the_end_of_the_vm() {
     let remote = Remote::new();
     let home = Home::at(remote.path().join("home")).unwrap();
     let propolis = PropolisHypervisor::builder(home.vms()).search_path("/nonexistent".as_ref()).build();
@@ -458,7 +458,7 @@ async fn a_program_at_the_console_hears_what_was_said_before_and_that_the_vm_has
 }
 
 #[tokio::test]
-async fn disks_of_a_server_elsewhere_are_named_and_not_looked_for_here() {
+async fn disks_of_a_server_elsewhere_are_named_and_not_searched_here() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let mut options = BackendOptions::default();

@@ -116,7 +116,7 @@ async fn a_server_that_is_killed_while_it_asks_the_host_leaves_nothing_in_the_ke
 }
 
 #[tokio::test]
-async fn a_server_that_tells_nothing_while_it_pauses_a_vm_is_asked_for_the_state_alone() {
+async fn a_server_that_is_silent_while_it_pauses_a_vm_is_asked_for_the_state_alone() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -151,7 +151,7 @@ async fn a_halt_at_a_server_elsewhere_is_waited_for_however_slow_its_disks_are()
 }
 
 #[tokio::test]
-async fn a_server_that_makes_a_vm_for_ever_keeps_no_one_for_ever_and_is_called_so() {
+async fn a_server_that_creates_a_vm_forever_is_reported_at_the_deadline() {
     let unwinds =
         PropolisBehaviour { dies: Some(DeathPoint::Ensure), unwinds: true, ..PropolisBehaviour::default() };
     let mut remote = Remote::behaving(unwinds);
@@ -176,7 +176,7 @@ async fn a_server_that_makes_a_vm_for_ever_keeps_no_one_for_ever_and_is_called_s
 }
 
 #[tokio::test]
-async fn a_start_that_fails_elsewhere_says_no_more_than_it_knows() {
+async fn a_start_that_fails_elsewhere_reports_no_more_than_is_known() {
     let remote = Remote::behaving(PropolisBehaviour { start_fails: true, ..PropolisBehaviour::default() });
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();

@@ -130,7 +130,7 @@ async fn a_guest_that_powers_itself_off_has_stopped_and_starts_again_on_the_same
 }
 
 #[tokio::test]
-async fn a_graceful_stop_goes_through_whoever_asks_the_guest() {
+async fn a_graceful_stop_asks_the_guest_by_any_channel() {
     let world = World::new();
     let propolis = world.builder().with_power_off(world::TypesPowerOff).build();
     let vm = propolis.prepare(&world.spec(VmName::new("web").unwrap())).await.unwrap();
@@ -165,7 +165,7 @@ async fn a_killed_server_is_a_failure_that_start_and_stop_clear_of_the_kernels_h
 }
 
 #[tokio::test]
-async fn a_vnic_that_a_reboot_took_is_made_again() {
+async fn a_vnic_that_a_reboot_took_is_created_again() {
     let world = World::new();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(VmName::new("web").unwrap())).await.unwrap();
@@ -179,7 +179,7 @@ async fn a_vnic_that_a_reboot_took_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_guest_at_a_vnic_of_somebody_else_is_found_by_the_address_of_that() {
+async fn a_guest_at_a_foreign_vnic_is_found_by_the_address_of_the_vnic() {
     let world = World::new();
     world.run("dladm", &["create-vnic", "-t", "-l", "net0", "-m", "2:8:20:0:0:9", "theirs0"]);
     let propolis = world.builder().lease_files(Vec::new()).build();

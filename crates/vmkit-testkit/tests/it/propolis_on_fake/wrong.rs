@@ -13,7 +13,7 @@ fn name() -> VmName {
 }
 
 #[tokio::test]
-async fn a_failure_that_the_server_hides_is_told_from_its_log() {
+async fn a_failure_that_the_server_hides_is_read_from_its_log() {
     let world = World::new();
     let fails = Some("no such VNIC under the moon".to_owned());
     world.host().behave(&PropolisBehaviour { ensure_fails: fails, ..PropolisBehaviour::default() }).unwrap();
@@ -30,7 +30,7 @@ async fn a_failure_that_the_server_hides_is_told_from_its_log() {
 }
 
 #[tokio::test]
-async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told() {
+async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_message_is_reported() {
     for dies in [DeathPoint::Ensure, DeathPoint::Start] {
         let world = World::new();
         world.host().behave(&PropolisBehaviour { dies: Some(dies), ..PropolisBehaviour::default() }).unwrap();
@@ -52,7 +52,7 @@ async fn a_server_that_dies_at_any_point_leaves_nothing_and_its_words_are_told()
 }
 
 #[tokio::test]
-async fn a_panic_that_a_server_survived_is_told_with_what_came_of_it() {
+async fn a_panic_that_a_server_survived_is_reported_with_its_consequence() {
     let world = World::new();
     let unwinds =
         PropolisBehaviour { dies: Some(DeathPoint::Ensure), unwinds: true, ..PropolisBehaviour::default() };
@@ -68,7 +68,7 @@ async fn a_panic_that_a_server_survived_is_told_with_what_came_of_it() {
 }
 
 #[tokio::test]
-async fn a_panic_is_told_as_what_a_server_died_of() {
+async fn a_panic_is_reported_as_the_cause_of_the_end_of_a_server() {
     let world = World::new();
     let propolis = world.hypervisor();
     let vm = propolis.prepare(&world.spec(name())).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_server_that_dies_while_it_stops_its_vm_is_cleared_away_all_the_same()
 }
 
 #[tokio::test]
-async fn what_a_server_says_when_it_refuses_to_run_reaches_the_caller() {
+async fn the_message_of_a_server_that_refuses_to_run_reaches_the_caller() {
     let world = World::new();
     let refusal = Some("viona is too old".to_owned());
     world.host().behave(&PropolisBehaviour { refusal, ..PropolisBehaviour::default() }).unwrap();
@@ -118,7 +118,7 @@ async fn what_a_server_says_when_it_refuses_to_run_reaches_the_caller() {
 }
 
 #[tokio::test]
-async fn an_address_where_nobody_or_somebody_else_answers_is_called_so() {
+async fn an_address_without_a_server_or_with_another_one_is_reported() {
     for (fault, kind, reason) in [
         (NetworkFault::Refuse, ErrorKind::Hypervisor, "nothing listens"),
         (NetworkFault::Html, ErrorKind::Hypervisor, "not a Propolis server"),
@@ -139,7 +139,7 @@ async fn an_address_where_nobody_or_somebody_else_answers_is_called_so() {
 }
 
 #[tokio::test]
-async fn a_server_that_stalls_is_not_taken_for_dead() {
+async fn a_server_that_stalls_is_not_regarded_as_dead() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let vm = propolis.prepare(&remote.spec(name())).await.unwrap();
@@ -175,7 +175,7 @@ async fn a_server_that_is_gone_or_has_forgotten_its_vm_is_a_failure_with_its_cau
 }
 
 #[tokio::test]
-async fn a_server_elsewhere_has_one_vm_and_says_whose() {
+async fn a_server_elsewhere_has_one_vm_and_names_it() {
     let remote = Remote::new();
     let propolis = remote.hypervisor();
     let one = propolis.prepare(&remote.spec(name())).await.unwrap();

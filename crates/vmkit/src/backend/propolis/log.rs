@@ -159,7 +159,7 @@ mod tests {
     const AT: &str = "thread 'vcpu-0' panicked at bin/propolis-server/src/lib/vm/state_driver.rs:329:17:";
 
     #[test]
-    fn the_address_is_in_the_line_that_says_listening() {
+    fn the_address_is_in_the_line_about_listening() {
         let found: Vec<_> = LOG.lines().filter_map(listening).collect();
         assert_eq!(found, ["127.0.0.1:41231".parse().unwrap()]);
     }
@@ -172,14 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_are_errors_and_panics() {
+    fn the_last_message_of_a_server_is_an_error_or_a_panic() {
         assert_eq!(last_words(LOG), "VM went wrong: the moon\nthread 'main' panicked at com1");
         assert_eq!(cause(LOG), "thread 'main' panicked at com1");
         assert_eq!(last_words("viona is too old\n"), "viona is too old");
     }
 
     #[test]
-    fn a_panic_is_told_by_its_message_and_never_by_the_note_below() {
+    fn a_panic_is_reported_by_its_message_and_never_by_the_note_below() {
         let log = format!("{INFO}\n\n{AT}\n{VCPU}\n{NOTE}\n");
         assert_eq!(last_words(&log), format!("{AT}\n{VCPU}"));
         assert_eq!(cause(&log), format!("{AT} {VCPU}"));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_a_panic_has_cut_are_no_words() {
+    fn lines_that_a_panic_has_cut_are_no_message() {
         let (half, rest) = (
             r#"{"msg":"instance spec","v":0,"spec":"Spec { board: Board { cpus: 2, "#,
             r#"memory_mb: 1024 } }","hostname":"sled","pid":1,"component":"vm"}"#,

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vm_says_goes_before_what_the_backend_was_given() {
+    fn an_option_of_a_vm_overrides_that_of_its_backend() {
         let defaults = OptionDefaults {
             dataset: Some("rpool/vm".into()),
             address: Some("127.0.0.1:1".parse().unwrap()),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn each_option_that_makes_no_sense_is_refused_by_its_name() {
+    fn each_senseless_option_is_refused_by_its_name() {
         for (key, value) in [
             ("address", "server:80"),
             ("bootrom", "OVMF.fd"),

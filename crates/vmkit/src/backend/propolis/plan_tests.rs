@@ -126,7 +126,7 @@ fn only_a_serial_number_asks_for_more_than_the_first_version_of_the_api() {
 }
 
 #[test]
-fn a_seed_that_no_request_can_carry_is_refused_before_anything_is_made() {
+fn a_seed_too_large_for_a_request_is_refused_before_anything_is_created() {
     let spec = vm("/images/debian.raw").build().unwrap();
     planned(&spec, Some(vec![0; 760 << 10])).unwrap();
     let error = planned(&spec, Some(vec![0; 1 << 20])).unwrap_err().to_string();

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_grows_and_is_never_made_anew() {
+    fn a_disk_grows_and_is_never_recreated() {
         let shape = reshaping(&[disk(), grown(2)], &[], &[disk(), grown(4)]);
         assert_eq!((shape.going, shape.coming), (vec![], vec![grown(4)]));
         let shape = reshaping(&[copy(None)], &[], &[copy(Some(4))]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_cut_off_reshaping_may_have_made_is_taken_away_when_it_is_no_longer_wanted() {
+    fn what_an_interrupted_change_may_have_created_is_removed_when_it_is_no_longer_wanted() {
         let shape = reshaping(&[disk(), vnic("a0")], &[vnic("b0")], &[disk(), vnic("a0")]);
         assert_eq!((shape.going, shape.coming), (vec![vnic("b0")], vec![vnic("a0")]));
         assert_eq!(shape.pending, [vnic("b0"), vnic("a0")]);

@@ -50,7 +50,7 @@ mod tests {
                           Failed to get \"write\" lock\nIs another process using the image [/d/a [1].img]?\n";
 
     #[test]
-    fn a_disk_in_use_is_found_in_what_qemu_says() {
+    fn a_disk_in_use_is_found_in_the_messages_of_qemu() {
         assert_eq!(locked_disk(LOCKED), Some("/d/a [1].img".into()));
         assert_eq!(
             locked_disk(&LOCKED.replace("\"write\"", "shared \"write\"")),
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_told_without_the_switch_that_they_are_about() {
+    fn the_last_message_of_qemu_is_reported_without_the_switch_before_it() {
         for (words, short) in [
             (
                 "qemu-system-x86_64: -blockdev driver=qcow2,x=/a: Could not open '/a': No such file",

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_found_again_and_its_directory_is_private() {
+    fn a_cached_fact_is_found_again_and_its_directory_is_private() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("a/b");
         assert_eq!(load::<CachedAnswer>(&dir, "x.json"), None);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_answer_replaces_a_longer_one_whole() {
+    fn a_shorter_cached_fact_replaces_a_longer_one_whole() {
         let dir = tempfile::tempdir().unwrap();
         store(dir.path(), "x.json", &CachedAnswer { text: "long".repeat(100) });
         store(dir.path(), "x.json", &answer());
@@ -154,7 +154,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rubbish_in_the_file_is_no_answer(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn rubbish_in_a_cache_file_is_ignored(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let dir = tempfile::tempdir().unwrap();
             store(dir.path(), "x.json", &answer());
             fs::write(dir.path().join("x.json"), bytes).unwrap();
@@ -162,7 +162,7 @@ mod tests {
         }
 
         #[test]
-        fn a_torn_file_is_no_answer(kept in 0usize..13) {
+        fn a_torn_cache_file_is_ignored(kept in 0usize..13) {
             let dir = tempfile::tempdir().unwrap();
             let whole = serde_json::to_vec(&answer()).unwrap();
             store(dir.path(), "x.json", &answer());

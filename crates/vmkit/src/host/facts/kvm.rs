@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_comes_in_time_and_is_remembered() {
+    async fn the_kvm_probe_ends_in_time_and_its_result_is_cached() {
         let dir = tempfile::tempdir().unwrap();
         let begun = Instant::now();
         let first = probe(Some(dir.path()), Uuid::nil(), "test").await;
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_of_another_boot_kernel_or_version_is_asked_again() {
+    async fn a_cached_fact_of_another_boot_kernel_or_version_is_probed_again() {
         if let Err(verdict) = open(Path::new(DEVICE)) {
             eprintln!("SKIP: {verdict}");
             return;

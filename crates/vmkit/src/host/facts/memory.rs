@@ -39,7 +39,7 @@ mod tests {
         CommitLimit:    12342048 kB\n";
 
     #[test]
-    fn linux_promises_what_its_policy_says() {
+    fn linux_promises_memory_by_its_overcommit_policy() {
         let mib = |policy, meminfo| promised(policy, meminfo).map(Mib::mib);
         assert_eq!(mib("0\n", MEMINFO), Some((24_684_100_u64 + 1_048_576).div_ceil(1024)));
         assert_eq!(mib("1\n", MEMINFO), None);

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_without_qemu_is_a_fact_and_the_error_says_what_to_install() {
+    async fn a_host_without_qemu_is_a_fact_and_the_error_names_what_to_install() {
         let facts = HostFacts::probe(&ProbeOptions::new(Vec::new())).await.unwrap();
         assert!(facts.qemu.is_empty() && facts.qemu_img.is_none() && facts.kvm.is_none());
         let error = facts.qemu(Arch::X86_64).unwrap_err().to_string();

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_does_not_tell_is_kept_with_the_reason_and_asked_again() {
+    async fn a_program_of_unknown_version_is_kept_with_the_reason_and_probed_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = fake(dir.path(), "unknown");
         for asked in 1..=2 {

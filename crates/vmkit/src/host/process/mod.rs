@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_can_not_be_a_process_is_nobody() {
+    fn a_number_that_cannot_be_a_pid_is_no_process() {
         let me = ProcessId::of(std::process::id()).unwrap().unwrap();
         for pid in [0, u32::MAX, i32::MAX as u32, 1 << 31] {
             assert!(ProcessId { pid, ..me }.open().unwrap().is_none(), "{pid}");

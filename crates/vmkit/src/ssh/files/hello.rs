@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_without_a_packet_ends_and_its_first_words_are_kept() {
+    async fn a_stream_without_a_packet_ends_and_its_first_bytes_are_kept() {
         let (found, words) = read(b"\nThis account is currently not available.\n", 7).await;
         assert_eq!(
             (found.as_slice(), words.as_str()),

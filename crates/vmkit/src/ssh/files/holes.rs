@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_not_believed() {
+    fn senseless_replies_are_not_believed() {
         let one = |range: Range<u64>| Some(std::iter::once(range).collect::<Vec<_>>());
         assert_eq!(answer("0 4096\n8388608 8392704\n"), Some(vec![0..4096, 8_388_608..8_392_704]));
         assert_eq!(answer("0 4096\n8192 12288\n"), one(0..12288), "a short hole is read");

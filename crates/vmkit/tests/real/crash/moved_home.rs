@@ -198,7 +198,7 @@ fn a_home_is_one_by_whatever_name_it_is_reached() {
 }
 
 #[test]
-fn records_of_the_first_release_are_read_where_the_home_lies_now() {
+fn records_of_the_first_release_are_read_with_the_present_home() {
     let temp = tempfile::tempdir().unwrap();
     let (old, new) = (temp.path().join("old"), temp.path().join("new"));
     let records = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/records/c2c6b0a");

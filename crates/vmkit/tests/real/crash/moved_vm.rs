@@ -78,7 +78,7 @@ fn a_directory_that_was_copied_or_linked_within_a_home_is_removed_and_nothing_of
 }
 
 #[test]
-fn a_directory_that_was_renamed_within_a_home_says_how_to_mend_that() {
+fn a_directory_renamed_within_a_home_is_reported_with_its_remedy() {
     let temp = tempfile::tempdir().unwrap();
     let place = home(&temp);
     let (old, new) = (place.home.join("vms/web"), place.home.join("vms/it's"));

@@ -132,7 +132,7 @@ async fn a_qemu_killed_from_outside_is_failed_with_the_signal() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_stop_right_after_a_start_is_heard_by_a_guest_that_is_still_booting() {
+async fn a_stop_right_after_a_start_reaches_a_guest_that_is_still_booting() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
     for machine in [MachineType::Q35, MachineType::Microvm] {
@@ -184,7 +184,7 @@ async fn a_chattering_guest_does_not_outgrow_its_log() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_kernel_that_qemu_refuses_is_told_in_its_own_words() {
+async fn a_kernel_that_qemu_refuses_is_reported_with_the_message_of_qemu() {
     let dir = Place::new();
     let qemu = dir.hypervisor();
     let junk = dir.path().join("junk");

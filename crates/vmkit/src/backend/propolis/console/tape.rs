@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_that_the_history_had_already_are_told_from_new_ones() {
+    fn frames_that_the_history_had_are_distinguished_from_new_ones() {
         for (recent, frames, new) in [
             ("login: ", &["login: "][..], ""),
             ("login: ", &["login: ", "power"], "power"),

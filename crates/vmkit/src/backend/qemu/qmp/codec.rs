@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_qemu_7_2_says_is_understood() {
+    fn replies_of_qemu_7_2_are_parsed() {
         let greeting = br#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
         assert_eq!(decode(greeting).unwrap(), QmpMessage::Greeting { version: [7, 2, 22] });
         assert_eq!(
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_without_an_id_belongs_to_nobody() {
+    fn an_error_without_an_id_belongs_to_no_command() {
         let line =
             br#"{"error": {"class": "GenericError", "desc": "JSON parse error, invalid keyword 'junk'"}}"#;
         let Ok(QmpMessage::Error { id, class, .. }) = decode(line) else { panic!("not an error") };
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn names_never_heard_of_pass() {
+    fn unknown_names_pass() {
         let line =
             br#"{"event": "COMET_SIGHTED", "timestamp": {"seconds": -1, "microseconds": -1}, "tail": 3}"#;
         let expected = QmpEvent { name: "COMET_SIGHTED".into(), data: Value::Null, timestamp: None };
@@ -312,12 +312,12 @@ mod tests {
         }
 
         #[test]
-        fn what_is_said_is_understood(message in message()) {
+        fn guest_agent_replies_are_parsed(message in message()) {
             prop_assert_eq!(decode(said(&message).as_bytes()).unwrap(), message);
         }
 
         #[test]
-        fn a_command_is_one_line_that_says_it(id: u64, command: String, arguments in prop::option::of(json_value())) {
+        fn a_command_is_one_line(id: u64, command: String, arguments in prop::option::of(json_value())) {
             let line = encode(id, &command, arguments.clone());
             prop_assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
             let said: Value = serde_json::from_slice(&line).unwrap();

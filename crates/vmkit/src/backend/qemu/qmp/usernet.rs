@@ -50,7 +50,7 @@ mod tests {
         UDP[HOST_FORWARD]   9       127.0.0.1 55870       10.0.2.15    53     0     0\r\n";
 
     #[test]
-    fn the_ports_that_the_kernel_chose_are_told() {
+    fn the_ports_that_the_kernel_chose_are_printed() {
         let found: Vec<String> = forwards(TABLE)
             .iter()
             .map(|it| format!("{:?} {} {}", it.protocol, it.host, it.guest_port))

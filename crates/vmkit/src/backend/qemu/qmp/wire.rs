@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_at_a_long_path_is_bound_and_reached_and_its_missing_directory_is_told_by_its_name() {
+    async fn a_socket_at_a_long_path_works_and_its_missing_directory_is_named() {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("d".repeat(150));
         std::fs::create_dir(&dir).unwrap();

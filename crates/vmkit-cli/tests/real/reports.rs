@@ -54,7 +54,7 @@ fn machine(life: &Life, arguments: &[&str], place: usize) -> Value {
 }
 
 #[test]
-fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
+fn every_stage_and_its_outcome_is_printed_without_a_terminal() {
     let life = Life::new();
     write(&life, SHOP);
     let mut transcript = Transcript::of(&life);
@@ -93,7 +93,7 @@ fn every_stage_and_what_came_of_it_is_told_off_a_terminal() {
 }
 
 #[test]
-fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
+fn a_project_whose_folder_was_renamed_reports_the_vms_left_behind() {
     let life = Life::new();
     let root = fs::canonicalize(life.dir.path()).unwrap();
     let (old, new) = (root.join("one"), root.join("two"));
@@ -133,7 +133,7 @@ fn a_project_whose_folder_was_renamed_is_told_of_the_vms_that_it_left() {
 }
 
 #[test]
-fn what_waits_for_the_next_start_counts_with_the_one_that_is_planned() {
+fn the_plan_of_a_start_has_the_changes_that_wait_for_it() {
     let life = Life::new();
     write(&life, SHOP);
     life.must(["up", "db"]);
@@ -151,7 +151,7 @@ fn what_waits_for_the_next_start_counts_with_the_one_that_is_planned() {
 }
 
 #[test]
-fn status_tells_what_a_machine_lacks_to_be_ready() {
+fn status_shows_what_a_machine_lacks_to_be_ready() {
     let life = Life::new();
     write(&life, SHOP);
     life.must(["up", "db"]);
