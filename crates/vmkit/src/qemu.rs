@@ -7,6 +7,6 @@
 pub use crate::QemuHypervisor;
 pub use crate::backend::qemu::agent::{GuestAgent, GuestInterface, ShutdownMode};
 pub use crate::backend::qemu::{
-    Accelerator, FirmwareFiles, PrepareStep, QemuHypervisorBuilder, QemuPlan, RestoreStep, SeedStep,
-    SocketPlan, UpdateStep,
+    Accelerator, DeviceVersion, FirmwareFiles, PrepareStep, QemuHypervisorBuilder, QemuPlan, RestoreStep,
+    SeedStep, SocketPlan, UpdateStep,
 };

@@ -2,15 +2,18 @@
 //! to wait.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
+use vmkit::abilities::GuestAgentChannel;
 use vmkit::network::MacAddr;
 use vmkit::qemu::{GuestAgent, QemuHypervisorBuilder};
 use vmkit::spec::{Arch, MachineType, VmSpec};
@@ -42,11 +45,11 @@ impl Place {
         builder(self.path()).build()
     }
 
-    /// Returns one for guests of this machine.
-    pub(crate) fn hypervisor_for(&self, machine: MachineType) -> QemuHypervisor {
+    /// Returns a builder of one for guests of this machine.
+    pub(crate) fn builder_for(&self, machine: MachineType) -> QemuHypervisorBuilder {
         match machine.arch() {
-            Arch::X86_64 => self.hypervisor(),
-            Arch::Aarch64 => plain_builder(self.path()).build(),
+            Arch::X86_64 => builder(self.path()),
+            Arch::Aarch64 => plain_builder(self.path()),
         }
     }
 
@@ -233,6 +236,47 @@ pub(crate) async fn gone(pid: Pid) {
         rustix::event::poll(&mut polled, Some(&limit)).unwrap()
     });
     assert_eq!(wait.await.unwrap(), 1, "process {pid} is still there after {LONG:?}");
+}
+
+/// Runs a script in the guest by its agent, and returns what it prints.
+pub(crate) async fn sh(qemu: &QemuHypervisor, vm: &VmHandle, script: &str) -> String {
+    let output = qemu.agent_exec(vm, "/bin/sh", &["-c", script], LONG).await;
+    let output = output.unwrap_or_else(|error| panic!("{script}: {error}; {}", console_text(vm)));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The monitor for people, as a program uses it.
+pub(crate) struct Monitor(BufReader<std::os::unix::net::UnixStream>);
+
+impl Monitor {
+    pub(crate) fn of(run: &RunInfo) -> Self {
+        let stream = std::os::unix::net::UnixStream::connect(run.monitor.as_ref().unwrap()).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.execute("qmp_capabilities", json!({}));
+        monitor
+    }
+
+    /// Executes a command; events and the greeting come in between.
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let line = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        loop {
+            let mut reply = String::new();
+            assert_ne!(self.0.read_line(&mut reply).unwrap(), 0, "QEMU ended");
+            let mut reply: Value = serde_json::from_str(&reply).unwrap();
+            assert_eq!(reply.get("error"), None, "{line}");
+            if let Some(found) = reply.get_mut("return") {
+                return found.take();
+            }
+        }
+    }
+
+    /// Returns the names of the devices that have one.
+    pub(crate) fn devices(&mut self) -> Vec<String> {
+        let list = self.execute("qom-list", json!({ "path": "/machine/peripheral" }));
+        let names = list.as_array().unwrap().iter().filter_map(|entry| entry["name"].as_str());
+        names.filter(|name| *name != "type").map(str::to_owned).collect()
+    }
 }
 
 /// Connects to the guest's agent.

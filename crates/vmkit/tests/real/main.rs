@@ -10,6 +10,7 @@ mod console;
 #[cfg(feature = "images")]
 mod convert;
 mod crash;
+mod devices;
 mod guest;
 mod harness;
 mod host;

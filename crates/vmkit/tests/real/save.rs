@@ -1,19 +1,18 @@
 //! Guests that are saved to disk and continue from there.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::json;
 use vmkit::abilities::{GuestAgentChannel, SaveToDisk};
 use vmkit::spec::{DataDisk, MachineType, Mib, NetworkConfig, UserNetwork, VmSpecBuilder};
-use vmkit::{Error, ErrorKind, Hypervisor, QemuHypervisor, VmHandle, VmState};
+use vmkit::{Error, ErrorKind, Hypervisor, VmState};
 use vmkit_testkit::guest;
 
-use crate::harness::{self, LONG, Place, booted, console_text, echoes, pid, run, started};
+use crate::harness::{self, LONG, Monitor, Place, booted, console_text, echoes, pid, run, sh, started};
 
 /// Counts in memory and on the disk, the disk first, until `/run/stop` is there.
 const COUNT: &str = "i=0; while [ ! -e /run/stop ]; do i=$((i+1)); printf %08d $i >/run/next; \
@@ -26,12 +25,6 @@ fn tiny(name: &str) -> VmSpecBuilder {
         .spec(name, MachineType::Q35, "")
         .network(NetworkConfig::User(network))
         .data_disks(vec![fresh])
-}
-
-async fn sh(qemu: &QemuHypervisor, vm: &VmHandle, script: &str) -> String {
-    let output = qemu.agent_exec(vm, "/bin/sh", &["-c", script], LONG).await;
-    let output = output.unwrap_or_else(|error| panic!("{script}: {error}; {}", console_text(vm)));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -87,34 +80,18 @@ async fn a_saved_guest_continues_with_its_memory_its_disk_and_the_right_time() {
     assert_eq!(place.leftovers(), Vec::<String>::new());
 }
 
-/// Executes a command by the monitor for people, and returns QEMU's reply.
-fn by_monitor(socket: &Path, command: &str) -> String {
-    let mut monitor = BufReader::new(UnixStream::connect(socket).unwrap());
-    let mut reply = String::new();
-    for command in ["qmp_capabilities", command] {
-        monitor.get_mut().write_all(format!("{{\"execute\":\"{command}\"}}\n").as_bytes()).unwrap();
-        reply.clear();
-        // The greeting and events come in between.
-        while !reply.contains("\"return\"") {
-            reply.clear();
-            assert_ne!(monitor.read_line(&mut reply).unwrap(), 0, "QEMU ended");
-        }
-    }
-    reply
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_that_ran_while_it_was_saved_is_paused_until_vmkit_resumes_it() {
     let place = Place::new();
     let qemu = place.hypervisor();
     let vm = booted(&qemu, &tiny("awake").build().unwrap()).await;
-    let monitor: PathBuf = run(&vm).monitor.clone().unwrap();
+    let running = run(&vm).clone();
     let at = |place: &'static str, command: &'static str| {
         let (sender, reply) = std::sync::mpsc::channel();
-        let monitor = monitor.clone();
+        let running = running.clone();
         vmkit::set_step_hook(Some(Box::new(move |name| {
             if name == place {
-                sender.send(by_monitor(&monitor, command)).unwrap();
+                sender.send(Monitor::of(&running).execute(command, json!({}))).unwrap();
             }
             Ok(())
         })));
@@ -126,8 +103,7 @@ async fn a_guest_that_ran_while_it_was_saved_is_paused_until_vmkit_resumes_it() 
     let reply = at("restore: resume", "query-status");
     let vm = qemu.start(&saved).await.unwrap();
     vmkit::set_step_hook(None);
-    let status = reply.try_recv().unwrap();
-    assert!(status.contains("\"paused\""), "{status}");
+    assert_eq!(reply.try_recv().unwrap()["status"], "paused");
     assert!(qemu.agent_responds(&vm, LONG).await.unwrap(), "the guest runs");
     qemu.destroy(vm).await.unwrap();
 }
@@ -189,7 +165,7 @@ async fn what_does_not_fit_a_saved_guest_is_refused_by_name_and_it_stays_saved()
     for (from, to, kind, words) in [
         ("\"version\": 1", "\"version\": 2", ErrorKind::Record, "by a newer vmkit (format 2"),
         ("\"version\": 1", "\"version\": 1,", ErrorKind::Record, "the record of a saved guest can't be read"),
-        ("\"command_line\": 1", "\"command_line\": 99", ErrorKind::Host, "a newer vmkit"),
+        ("\"command_line\": 2", "\"command_line\": 99", ErrorKind::Host, "a newer vmkit: the devices"),
         ("\"qemu\": [\n    ", "\"qemu\": [\n    9", ErrorKind::Host, "or newer: this is"),
         ("\"tcg\"", "\"kvm\"", ErrorKind::Host, "the accelerator kvm: the VM would run by tcg"),
     ] {

@@ -185,6 +185,7 @@ fn launch(site: &VmContext<'_>, run: &[String]) -> KeeperRequest {
         sockets: Vec::new(),
         run_dir: place.run_dir,
         accel: None,
+        devices: None,
     }
 }
 

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 
 use uuid::Uuid;
 
+use super::devices::DeviceVersion;
 use super::facts::{ImageMedia, QemuFacts, descriptor};
 use super::layout::QemuLayout;
 use super::switch::{
@@ -28,6 +29,7 @@ pub(super) fn argv(
     layout: &QemuLayout,
     facts: &QemuFacts,
     media: &ImageMedia,
+    devices: DeviceVersion,
     saved_in: Option<&str>,
 ) -> Vec<OsString> {
     let mut args = QemuArgs::default();
@@ -37,6 +39,7 @@ pub(super) fn argv(
     disks(spec, layout, media, &mut args);
     network(spec, id, &mut args);
     screen(spec, layout, &mut args);
+    later_devices(spec.machine(), devices, &mut args);
     if saved_in.is_some() {
         // From where, it learns when it has greeted. It does not run before `cont`, whether it ran
         // or was paused when it was saved.
@@ -179,4 +182,18 @@ fn screen(spec: &VmSpec, layout: &QemuLayout, args: &mut QemuArgs) {
         Vnc::Loopback => VncServer::Loopback.add_to(args),
     }
     DeviceSwitch::Screen.add_to(spec.machine(), args);
+}
+
+/// The devices that later versions have, behind all of the first one: a PCI device gets the next
+/// free slot, and the guest names its network by that.
+fn later_devices(machine: MachineType, devices: DeviceVersion, args: &mut QemuArgs) {
+    if devices.has_generation_id(machine) {
+        DeviceSwitch::GenerationId.add_to(machine, args);
+    }
+    if devices.has_balloon() {
+        DeviceSwitch::Balloon.add_to(machine, args);
+    }
+    for index in 0..devices.root_ports(machine) {
+        DeviceSwitch::RootPort { index }.add_to(machine, args);
+    }
 }

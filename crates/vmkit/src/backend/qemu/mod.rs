@@ -20,6 +20,7 @@ mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod clock;
+mod devices;
 mod disks;
 mod elsewhere;
 mod events;
@@ -49,6 +50,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+pub use devices::DeviceVersion;
 pub use facts::FirmwareFiles;
 pub use plan::{PrepareStep, QemuPlan, RestoreStep, SeedStep, SocketPlan, UpdateStep};
 pub use switch::Accelerator;
@@ -131,6 +133,8 @@ struct QemuSettings {
     keeper: Option<PathBuf>,
     start_limit: Duration,
     lease_files: Vec<PathBuf>,
+    /// The devices that guests boot with.
+    devices: DeviceVersion,
     /// A lock for each VM: the second start in this process finds the first one's guest.
     starting: Mutex<BTreeMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
     /// When this process paused which VM: after a short pause the clock is still right.
@@ -181,6 +185,13 @@ impl QemuHypervisorBuilder {
     /// usual ones.
     pub fn lease_files(mut self, files: Vec<PathBuf>) -> Self {
         self.0.lease_files = files;
+        self
+    }
+
+    /// Sets the version of the devices that guests boot with, instead of the newest: a guest that
+    /// is saved with them can also be continued by the vmkit that had them first.
+    pub fn devices(mut self, devices: DeviceVersion) -> Self {
+        self.0.devices = devices;
         self
     }
 
@@ -239,6 +250,7 @@ impl QemuHypervisor {
             keeper: None,
             start_limit: START_LIMIT,
             lease_files: Vec::new(),
+            devices: DeviceVersion::NEWEST,
             starting: Mutex::default(),
             paused: Mutex::default(),
         })

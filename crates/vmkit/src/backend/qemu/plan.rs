@@ -11,6 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::argv::argv;
+use super::devices::DeviceVersion;
 use super::facts::{ImageMedia, QemuFacts, descriptor};
 use super::layout::QemuLayout;
 use super::switch::Accelerator;
@@ -30,6 +31,8 @@ pub struct QemuPlan {
     pub restore: Option<RestoreStep>,
     /// The program that `start` runs.
     pub program: PathBuf,
+    /// The version of the devices in its arguments.
+    pub devices: DeviceVersion,
     /// Its arguments.
     #[serde(serialize_with = "lossy")]
     pub args: Vec<OsString>,
@@ -138,13 +141,14 @@ pub struct SocketPlan {
     pub descriptor: i32,
 }
 
-/// Plans a run of a VM.
+/// Plans a run of a VM with these devices.
 pub(crate) fn plan(
     spec: &VmSpec,
     id: Uuid,
     layout: &QemuLayout,
     facts: &QemuFacts,
     media: &ImageMedia,
+    devices: DeviceVersion,
     restore: Option<RestoreStep>,
 ) -> QemuPlan {
     let socket = |path, descriptor| SocketPlan { path, descriptor };
@@ -152,7 +156,8 @@ pub(crate) fn plan(
         prepare: Vec::new(),
         update: Vec::new(),
         program: facts.program.clone(),
-        args: argv(spec, id, layout, facts, media, restore.as_ref().map(|it| it.machine.as_str())),
+        devices,
+        args: argv(spec, id, layout, facts, media, devices, restore.as_ref().map(|it| it.machine.as_str())),
         restore,
         sockets: vec![
             socket(layout.qmp_socket(), descriptor::QMP),
@@ -237,6 +242,7 @@ impl fmt::Display for QemuPlan {
         if let Some(bridge) = &self.bridge {
             writeln!(f, "create a tap on bridge {bridge} (descriptor {})", descriptor::TAP)?;
         }
+        writeln!(f, "devices of version {}", self.devices.number())?;
         write!(f, "run {}", quoted(&self.program.to_string_lossy()))?;
         for arg in &self.args {
             let text = arg.to_string_lossy();

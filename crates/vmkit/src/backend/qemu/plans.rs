@@ -55,7 +55,7 @@ impl QemuHypervisor {
         let facts = self.facts(spec).await?;
         let seed = seed(spec, id, &layout)?;
         let prepare = plan::prepare_steps(spec, id, &layout, &facts, looked.root, seed);
-        let plan = plan::plan(spec, id, &layout, &facts, &looked.media, None);
+        let plan = plan::plan(spec, id, &layout, &facts, &looked.media, self.0.devices, None);
         Ok((QemuPlan { prepare, ..plan }, looked.media))
     }
 
@@ -74,11 +74,13 @@ impl QemuHypervisor {
             machine: saved.machine.clone(),
             bytes: saved.bytes,
         });
+        let devices = saved.map_or(Ok(self.0.devices), |saved| saved.devices(vm.name()))?;
         if restore.is_some() {
             // The guest has its disks in memory as they are: what changes them waits for a boot.
             update.retain(|step| matches!(step, UpdateStep::BackingFile { .. }));
         }
-        Ok(QemuPlan { update, ..plan::plan(&vm.spec, vm.id, &layout, facts, &details.media, restore) })
+        let plan = plan::plan(&vm.spec, vm.id, &layout, facts, &details.media, devices, restore);
+        Ok(QemuPlan { update, ..plan })
     }
 }
 

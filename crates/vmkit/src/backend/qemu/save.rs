@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::devices::DeviceVersion;
 use super::facts::descriptor;
 use super::layout::QemuLayout;
 use super::qmp::client::{QmpClient, RunState};
@@ -90,6 +91,7 @@ async fn write(vm: &VmHandle, layout: &QemuLayout, was_running: bool) -> Result<
             version: qmp.version(limit).await?,
             machine: qmp.machine(limit).await?,
             accel: accel(layout)?,
+            devices: devices(layout)?,
         };
         step("save: write the memory").map_err(Error::io("write", layout.memory_file()))?;
         qmp.write_memory(memory.as_fd(), deadline(vm.spec.memory().bytes())).await?;
@@ -207,5 +209,13 @@ fn accel(layout: &QemuLayout) -> Result<Accelerator> {
         let problem =
             "what runs the guest's code is not recorded: it was started by an earlier vmkit; restart it";
         Error::record(layout.run_file(), problem)
+    })
+}
+
+/// Returns the devices of the run. A run that an earlier vmkit started has the first.
+fn devices(layout: &QemuLayout) -> Result<DeviceVersion> {
+    let number = runfile::read(&layout.run_file())?.and_then(|run| run.devices);
+    DeviceVersion::try_from(number.unwrap_or(1)).map_err(|unknown| {
+        Error::record(layout.run_file(), format!("{unknown}: the guest was started by a newer vmkit"))
     })
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::devices::DeviceVersion;
 use super::facts::QemuFacts;
 use super::layout::QemuLayout;
 use super::switch::Accelerator;
@@ -28,9 +29,6 @@ use crate::store::denied;
 
 /// The version of the record's format.
 const VERSION: u32 = 1;
-/// The version of the command line that QEMU was started with. A guest is loaded into the devices
-/// that it was saved from: a later command line has another number, and this one stays known.
-const COMMAND_LINE: u32 = 1;
 /// A limit above the record's size, in bytes.
 const MOST_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 256 << 10;
@@ -39,6 +37,7 @@ const BLOCK_BYTES: usize = 256 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedGuest {
     version: u32,
+    /// The version of its devices. One of a newer vmkit may be unknown.
     command_line: u32,
     /// The QEMU that saved it.
     qemu: (u32, u32),
@@ -71,6 +70,7 @@ pub(super) struct SavedBy {
     pub(super) version: (u32, u32),
     pub(super) machine: String,
     pub(super) accel: Accelerator,
+    pub(super) devices: DeviceVersion,
 }
 
 /// Returns the room that a saved guest takes on disk, in bytes: pages of zeros take none.
@@ -139,7 +139,7 @@ impl SavedGuest {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let saved = Self {
             version: VERSION,
-            command_line: COMMAND_LINE,
+            command_line: by.devices.number(),
             qemu: by.version,
             machine: by.machine,
             accel: by.accel,
@@ -181,6 +181,17 @@ impl SavedGuest {
         write().map_err(Error::io("write", &path))
     }
 
+    /// Returns the devices that the guest was saved with.
+    ///
+    /// # Errors
+    /// `Host` for those of a newer vmkit.
+    pub(super) fn devices(&self, name: &VmName) -> Result<DeviceVersion> {
+        DeviceVersion::try_from(self.command_line).map_err(|unknown| {
+            let problem = format!("{unknown}, and the guest of `{name}` was saved with them");
+            Error::host("a newer vmkit", problem)
+        })
+    }
+
     /// Returns for how long the guest has not run.
     pub(super) fn age(&self) -> Option<Duration> {
         let saved = SystemTime::UNIX_EPOCH + Duration::from_millis(self.saved_ms);
@@ -202,9 +213,7 @@ impl SavedGuest {
             let problem = format!("{found}, and the guest of `{}` was saved there", spec.name());
             Err(Error::host(needed, problem))
         };
-        if self.command_line > COMMAND_LINE {
-            return other("a newer vmkit".into(), "this one does not know the devices".into());
-        }
+        self.devices(spec.name())?;
         let ((major, minor), (now_major, now_minor)) = (self.qemu, facts.version);
         let is_versioned = self.machine.ends_with(|last: char| last.is_ascii_digit());
         if self.qemu > facts.version || (!is_versioned && self.qemu != facts.version) {

@@ -430,6 +430,7 @@ fn launch(spec: &VmSpec, plan: &QemuPlan, descriptors: Vec<i32>) -> KeeperReques
         sockets: layout.run_files(),
         run_dir: layout.run.clone(),
         accel: Some(plan.accel.as_str().to_owned()),
+        devices: Some(plan.devices.number()),
         events: Some(events::request(layout)),
     }
 }

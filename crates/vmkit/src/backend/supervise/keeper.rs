@@ -69,6 +69,9 @@ pub(crate) struct KeeperRequest {
     /// What runs the guest's code, for the run file.
     #[serde(default)]
     pub(crate) accel: Option<String>,
+    /// The version of the guest's devices, for the run file.
+    #[serde(default)]
+    pub(crate) devices: Option<u32>,
     #[serde(default)]
     pub(crate) events: Option<EventsRequest>,
 }
@@ -301,7 +304,8 @@ impl SupervisedProcess {
             inherited.push(inheritable(&console_write, number)?);
         }
         let stderr = log_write.try_clone().map_err(|e| format!("cannot copy a pipe: {e}"))?;
-        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir, begin, launch.accel.clone())
+        let accel = launch.accel.clone();
+        let mut run_file = RunFile::create(&launch.run_file, &launch.run_dir, begin, accel, launch.devices)
             .map_err(|e| format!("cannot write {}: {e}", launch.run_file.display()))?;
         let child = Command::new(&launch.program)
             .args(&launch.args)

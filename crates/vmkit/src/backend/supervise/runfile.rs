@@ -67,6 +67,10 @@ pub(crate) struct ProcessRun {
     /// What runs the guest's code, if the hypervisor has a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) accel: Option<String>,
+    /// The version of the guest's devices, if the hypervisor has several. A QEMU that an earlier
+    /// vmkit started has the first, and no version here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) devices: Option<u32>,
 }
 
 /// How a process ended.
@@ -115,13 +119,14 @@ impl RunFile {
         run_dir: &Path,
         console: Option<LogPosition>,
         accel: Option<String>,
+        devices: Option<u32>,
     ) -> io::Result<Self> {
         let temporary = super::unfinished(path);
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let run_dir = recorded_dir(path, run_dir).to_str().map(str::to_owned);
         let keeper = identify(std::process::id());
-        let run = ProcessRun { keeper, run_dir, console, accel, ..ProcessRun::default() };
+        let run = ProcessRun { keeper, run_dir, console, accel, devices, ..ProcessRun::default() };
         file.write_all(&padded(&run))?;
         fs::rename(&temporary, path)?;
         Ok(Self { file, run })
@@ -261,7 +266,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.json");
         assert_eq!(read(&path).unwrap(), None);
-        let mut file = RunFile::create(&path, Path::new("/run/vm"), None, Some("tcg".to_owned())).unwrap();
+        let mut file =
+            RunFile::create(&path, Path::new("/run/vm"), None, Some("tcg".to_owned()), Some(2)).unwrap();
         let fresh = read(&path).unwrap().unwrap();
         assert!(fresh.keeper.is_some() && fresh.hypervisor.is_none() && fresh.ended.is_none());
         file.started(std::process::id()).unwrap();
@@ -270,6 +276,7 @@ mod tests {
         let run = read(&path).unwrap().unwrap();
         assert_eq!(run.hypervisor, run.keeper);
         assert_eq!((run.run_dir.as_deref(), run.accel.as_deref()), (Some("/run/vm"), Some("tcg")));
+        assert_eq!(run.devices, Some(2));
         assert_eq!(run.ended.unwrap().to_string(), "killed by signal 9 (SIGKILL)");
         assert_eq!(fs::metadata(&path).unwrap().len(), SIZE_BYTES as u64);
     }
@@ -279,14 +286,14 @@ mod tests {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/records/c2c6b0a/qemu.json");
         let run = read(&file).unwrap().unwrap();
         assert_eq!((run.accel, run.run_dir.as_deref()), (None, Some("/old/vmkit/run/a7c0ea83b7")));
-        assert_eq!(run.hypervisor.unwrap().pid, 31214);
+        assert_eq!((run.hypervisor.unwrap().pid, run.devices), (31214, None));
     }
 
     #[test]
     fn a_record_has_its_version_and_one_of_a_newer_version_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.json");
-        RunFile::create(&path, Path::new("/run/vm"), None, None).unwrap();
+        RunFile::create(&path, Path::new("/run/vm"), None, None, None).unwrap();
         let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(record["version"], 1);
         record.as_object_mut().unwrap().remove("version");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use vmkit::abilities::Preflight;
 use vmkit::error::PartProblem;
+use vmkit::qemu::DeviceVersion;
 use vmkit::spec::{self, Arch, Boot, CloudInitConfig, DataDisk, Firmware, MachineType, Mib, RootDisk};
 use vmkit::{Error, ErrorKind, FailureKind, Hypervisor, VmHandle, VmState, tail_of_log};
 use vmkit_testkit::{Conformance, conformance, guest};
@@ -32,14 +33,17 @@ async fn the_real_qemu_accepts_every_golden_command_line() {
             Arch::Aarch64 => vec![0x90; 1 << 20],
         };
         std::fs::write(dir.path().join("vmlinuz"), kernel).unwrap();
-        let qemu = dir.hypervisor_for(case.spec.machine());
-        let vm = qemu.prepare(&case.spec).await;
-        let vm = vm.unwrap_or_else(|error| panic!("{}: prepare: {error}", case.name));
-        let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("{}: start: {error}", case.name));
-        assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running, "{}", case.name);
-        qemu.destroy(vm).await.unwrap_or_else(|error| panic!("{}: destroy: {error}", case.name));
-        assert_eq!(entries(&dir.path().join("vms")), Vec::<String>::new(), "{}", case.name);
-        assert_eq!(entries(&dir.path().join("run")), Vec::<String>::new(), "{}", case.name);
+        for devices in [DeviceVersion::V1, DeviceVersion::V2] {
+            let name = format!("{}, {devices:?}", case.name);
+            let qemu = dir.builder_for(case.spec.machine()).devices(devices).build();
+            let vm = qemu.prepare(&case.spec).await;
+            let vm = vm.unwrap_or_else(|error| panic!("{name}: prepare: {error}"));
+            let vm = qemu.start(&vm).await.unwrap_or_else(|error| panic!("{name}: start: {error}"));
+            assert_eq!(qemu.state(&vm).await.unwrap(), VmState::Running, "{name}");
+            qemu.destroy(vm).await.unwrap_or_else(|error| panic!("{name}: destroy: {error}"));
+            assert_eq!(entries(&dir.path().join("vms")), Vec::<String>::new(), "{name}");
+            assert_eq!(entries(&dir.path().join("run")), Vec::<String>::new(), "{name}");
+        }
     }
 }
 

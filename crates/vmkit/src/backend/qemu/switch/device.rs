@@ -66,6 +66,13 @@ pub(crate) enum DeviceSwitch<'a> {
     AgentPort,
     Panic,
     Screen,
+    /// A number that is new in each process: a guest that continues notices it.
+    GenerationId,
+    Balloon,
+    /// A PCIe slot for a device that is added while the guest runs.
+    RootPort {
+        index: u8,
+    },
 }
 
 impl DeviceSwitch<'_> {
@@ -111,6 +118,21 @@ impl DeviceSwitch<'_> {
                 MachineType::Virt => "virtio-gpu-pci",
                 MachineType::Q35 | MachineType::Microvm => "VGA",
             }),
+            DeviceSwitch::GenerationId => {
+                PropertyList::new("vmgenid").with("guid", "auto").with("id", "generation")
+            }
+            // A guest that is short of memory takes it back, and ends no program.
+            DeviceSwitch::Balloon => virtio("balloon").with("id", "balloon0").with("deflate-on-oom", "on"),
+            // All in one slot, far from those that the other devices get one after the other.
+            DeviceSwitch::RootPort { index } => {
+                let number = (index + 1).to_string();
+                PropertyList::new("pcie-root-port")
+                    .with("id", format!("rp{index}"))
+                    .with("addr", format!("1e.{index}"))
+                    .with_some("multifunction", (*index == 0).then_some("on"))
+                    .with("chassis", &number)
+                    .with("slot", &number)
+            }
         };
         args.props("-device", props);
     }
