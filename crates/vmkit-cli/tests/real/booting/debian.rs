@@ -69,13 +69,15 @@ impl Debian {
     /// Starts the VM and waits for SSH, which must not take much longer than SSH does.
     fn boot(&self) {
         self.0.must(["start", "deb"]);
-        let greeted = first_greeting(self.ssh_port(), Duration::from_millis(200));
+        let greeted = first_greeting(self.ssh_port());
         self.0.must(["wait", "deb", "ssh", "--timeout", BOOT_LIMIT]);
         let waited = Instant::now();
         // It may have been the first to be greeted.
-        let greeted = greeted.recv_timeout(Duration::from_secs(30)).unwrap();
+        let greeted = greeted.recv_timeout(Duration::from_secs(60)).unwrap();
         let late = waited.saturating_duration_since(greeted);
-        assert!(late < Duration::from_secs(30), "SSH was there {late:?} before `wait` said so");
+        eprintln!("`wait ssh` ended {late:?} after the first greeting");
+        // Ten times what it takes on a busy host; `cargo xtask bench` measures it.
+        assert!(late < Duration::from_secs(10), "SSH was there {late:?} before `wait` said so");
     }
 
     /// Stops the VM, which must be by its guest's own doing.

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::guest_ssh::enter_in_every_way;
 use crate::harness::{self, LONG, Life, create_arguments, until};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -34,7 +35,7 @@ fn begin(life: &Life, arguments: &[String]) -> harness::Begun {
 }
 
 #[test]
-fn from_an_image_to_a_shell_and_what_one_does_there() {
+fn a_launched_guest_is_entered_in_every_way() {
     let life = Life::new();
     let launched =
         life.must(launch_arguments(&life, &guest::debian(), &["--json", "--timeout", "900", "deb"]));
@@ -44,14 +45,7 @@ fn from_an_image_to_a_shell_and_what_one_does_there() {
     assert_eq!(stages, ["image", "disk", "boot", "network", "ssh", "cloud-init"]);
     assert_eq!((&launched["vm"]["name"], &launched["vm"]["state"]), (&"deb".into(), &"running".into()));
 
-    assert_eq!(life.must(["exec", "deb", "--", "sh", "-c", "echo $(id -un) \"$0\"", "a b"]), "vmkit a b\n");
-    let failing = life.vmkit(["exec", "deb", "--", "sh", "-c", "echo no >&2; exit 7"]);
-    assert_eq!((failing.code, failing.stderr.as_str()), (Some(7), "no\n"));
-
-    fs::write(life.file("there"), "and back").unwrap();
-    life.must(["cp", &life.file("there"), "deb:/tmp/there"]);
-    life.must(["cp", "deb:/tmp/there", &life.file("back")]);
-    assert_eq!(fs::read_to_string(life.file("back")).unwrap(), "and back");
+    enter_in_every_way(&life);
 
     // The guest's own SSH server a second time, at a port that was not forwarded when the VM was
     // created.

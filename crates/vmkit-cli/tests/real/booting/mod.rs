@@ -14,9 +14,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long until a connection is tried again: seldom enough that the server is not crowded by
+/// those that QEMU has taken before it listened.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Connects again and again, with a pause after each failure, until an SSH server greets; sends
 /// when that was.
-fn first_greeting(address: SocketAddr, pause: Duration) -> Receiver<Instant> {
+fn first_greeting(address: SocketAddr) -> Receiver<Instant> {
     let (sender, receiver) = channel();
     let greets = move || {
         let mut stream = TcpStream::connect(address)?;
@@ -32,7 +36,7 @@ fn first_greeting(address: SocketAddr, pause: Duration) -> Receiver<Instant> {
                 return;
             }
             // There is no event for a server that begins to listen.
-            thread::sleep(pause);
+            thread::sleep(PAUSE);
         }
         let _ = sender.send(Instant::now());
     });
