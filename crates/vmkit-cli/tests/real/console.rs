@@ -1,4 +1,4 @@
-//! The console at a terminal and at a pipe, with a socket of the test in QEMU's place.
+//! The console at a terminal and at a pipe: mostly with a socket of the test in QEMU's place.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +13,9 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
+use vmkit_testkit::guest;
 
+use crate::harness::Life;
 use crate::support::stream::{DEADLINE, Heard, ended};
 use crate::support::{Host, answer};
 
@@ -299,4 +301,29 @@ fn a_vm_that_does_not_run_has_no_console_whatever_listens_at_its_socket() {
     let answer = host.vmkit(["console", "web"]);
     assert_eq!(answer.code, Some(4), "{answer:?}");
     assert!(answer.stderr.contains("the console is known only while the VM runs"), "{answer:?}");
+}
+
+/// With a guest of the real QEMU.
+#[test]
+fn a_shell_in_the_guest_replies_at_the_console() {
+    let life = Life::new();
+    life.boot("web", "");
+    let mut command = life.command(["console", "web"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut said = Heard::new(child.stdout.take().unwrap());
+    said.until(&guest::tiny().ready_line);
+
+    let second = life.vmkit(["console", "web"]);
+    assert_eq!(second.code, Some(6), "{second:?}");
+    assert!(second.stderr.contains(&format!("by process {}", child.id())), "{second:?}");
+
+    let mut stdin = child.stdin.take().unwrap();
+    // QEMU logs a byte after it has sent it: once a later one is here, the first answer is in the
+    // log, killed or not.
+    stdin.write_all(b"\necho $((6 * 7 * 1000)); echo $((43 * 1000))\n").unwrap();
+    said.until("43000");
+    life.must(["stop", "web", "--timeout", "0"]);
+    assert!(ended(&mut child).success());
+    assert!(life.must(["logs", "web", "--tail", "20"]).contains("42000"));
 }

@@ -17,10 +17,16 @@ use vmkit_testkit::guest;
 #[test]
 fn a_vm_is_created_run_paused_and_shut_down() {
     let life = Life::new();
-    life.make("web", "");
+    let mut arguments = harness::create_arguments(&guest::tiny(), "web", "");
+    life.must(&arguments);
     assert_eq!(life.state("web"), "prepared");
-    life.must(["start", "web"]);
+    life.must(["rm", "web"]);
+    arguments.push("--start".into());
+    life.must(&arguments);
     life.must(["wait", "web", "running"]);
+    let first = life.qemu("web");
+    life.must(["start", "web"]);
+    assert_eq!(life.qemu("web"), first, "a second start is nothing");
     life.must(["wait", "web", "agent", "--timeout", "180"]);
     the_commands_that_read_agree(&life);
     assert_eq!(life.info("web")["run"]["accel"], "tcg");
@@ -30,17 +36,22 @@ fn a_vm_is_created_run_paused_and_shut_down() {
     assert_eq!(life.vmkit(["wait", "web", "running", "--timeout", "0.3"]).code, Some(5));
     let refused = life.vmkit(["start", "web"]);
     assert_eq!(refused.code, Some(4), "{refused:?}");
-    assert!(refused.stderr.contains("resume"), "{refused:?}");
+    assert!(refused.stderr.contains("resume it"), "{refused:?}");
     life.must(["resume", "web"]);
     life.must(["wait", "web", "agent", "--timeout", "180"]);
+    assert_eq!(life.vmkit(["rm", "web"]).code, Some(4), "it runs");
 
     life.says("web", "vmkit-guest: ready");
     let stopped: Value =
         serde_json::from_str(&life.must(["stop", "web", "--timeout", "180", "--json"])).unwrap();
-    assert_eq!(stopped["state"], "stopped");
+    assert_eq!((&stopped["state"], &stopped["run"]), (&"stopped".into(), &Value::Null));
     assert!(life.must(["logs", "web"]).contains("powering off: power button"), "the guest was asked");
     assert_eq!(life.vmkit(["ip", "web"]).code, Some(4));
+    life.must(["restart", "web"]);
+    assert_eq!(life.state("web"), "running");
+    life.must(["stop", "web", "--timeout", "0"]);
     life.must(["rm", "web"]);
+    assert_eq!(life.vmkit(["info", "web"]).code, Some(3));
     life.assert_empty("after rm");
 }
 
@@ -224,8 +235,11 @@ fn a_qemu_killed_from_outside_is_listed_as_failed_and_starts_again() {
     life.must(["start", "web"]);
     let shot = life.qemu("web");
     kill_process(shot, Signal::KILL).unwrap();
+    let ended = life.vmkit(["wait", "web", "stopped", "--timeout", "180"]);
+    assert_eq!(ended.code, Some(4), "{ended:?}");
     let row = life.row("web");
-    assert_eq!(row["state"], "failed", "{row}");
+    let cause = &row["cause"]["kind"];
+    assert_eq!((&row["state"], cause), (&"failed".into(), &"hypervisor-killed".into()), "{row}");
     let listed = life.must(["ls"]);
     assert!(listed.contains("signal 9 (SIGKILL)"), "{listed}");
     assert!(life.must(["info", "web"]).contains("signal 9 (SIGKILL)"));
@@ -363,8 +377,10 @@ fn a_wait_that_times_out_names_what_was_awaited_and_shows_the_console() {
     assert_eq!(waited.code, Some(5), "{waited:?}");
     assert!(took < Duration::from_secs(15), "{took:?}");
     let said = waited.stderr;
-    assert!(said.contains("waited 1.5 s for `ssh` of the VM `web`, which is running"), "{said}");
-    assert!(said.contains("vmkit-guest: ready"), "{said}");
+    assert!(said.starts_with("error: waited 1.5 s for `ssh` of the VM `web`, which is running"), "{said}");
+    assert!(said.contains("the console's last lines:\n") && said.contains("vmkit-guest: ready"), "{said}");
+    assert!(said.contains("hint: `vmkit logs web` prints"), "{said}");
+    assert!(!said.contains('\u{1b}'), "what the guest printed commands no terminal: {said}");
 }
 
 #[test]
@@ -499,6 +515,7 @@ fn a_list_waits_for_no_qemu_that_hangs() {
     assert!(took < Duration::from_secs(10), "{took:?}");
     let rows: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!((&rows[0]["state"], &rows[0]["error"]["kind"]), (&"unknown".into(), &"timed-out".into()));
+    assert_eq!(rows[0]["memory_mib"], guest::tiny().memory.mib(), "what was recorded is shown");
     assert_eq!(rows[1]["state"], "running");
     let (told, took) = life.timed(&["info", "hung"]);
     assert_eq!(told.code, Some(5), "{told:?}");
@@ -506,12 +523,14 @@ fn a_list_waits_for_no_qemu_that_hangs() {
 
     kill_process(hung, Signal::CONT).unwrap();
     assert_eq!(life.state("hung"), "running");
-    kill_process(hung, Signal::STOP).unwrap();
-    let (removed, took) = life.timed(&["rm", "--force", "hung"]);
-    assert_eq!(removed.code, Some(0), "{removed:?}");
-    assert!(took < Duration::from_secs(60), "{took:?}");
-    assert!(has_ended(hung, Duration::ZERO));
-    life.must(["rm", "--force", "well"]);
+    for (name, by) in [("hung", ["stop", "--timeout=0"]), ("well", ["rm", "--force"])] {
+        let qemu = life.qemu(name);
+        kill_process(qemu, Signal::STOP).unwrap();
+        let (done, took) = life.timed(&[by[0], by[1], name]);
+        assert!(done.code == Some(0) && took < Duration::from_secs(60), "{done:?} after {took:?}");
+        assert!(has_ended(qemu, Duration::ZERO));
+    }
+    life.must(["rm", "hung"]);
     life.assert_empty("after rm --force");
 }
 

@@ -6,7 +6,6 @@
 )]
 
 mod agent;
-mod basics;
 mod booting;
 mod console;
 mod harness;
@@ -14,6 +13,7 @@ mod inherited;
 mod life;
 mod owners;
 mod reports;
+mod saved;
 mod ssh;
 #[path = "../../../vmkit/tests/it/sshd.rs"]
 mod sshd;
