@@ -14,6 +14,7 @@ mod devices;
 mod guest;
 mod harness;
 mod host;
+mod identity;
 mod qemu;
 #[cfg(feature = "images")]
 mod registry;

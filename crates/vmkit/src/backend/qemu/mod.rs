@@ -26,6 +26,7 @@ mod elsewhere;
 mod events;
 mod facts;
 mod forward;
+pub(crate) mod identity;
 mod layout;
 mod parts;
 mod plan;
