@@ -113,6 +113,11 @@ pub(crate) fn status(status: impl Display) {
     say(format_args!("{}", printable(status)));
 }
 
+/// Prints a question, whose reply is typed behind it.
+pub(crate) fn ask(question: impl Display) {
+    utter(format_args!("{}", printable(question)));
+}
+
 /// Prints a notice to a user at the console. In raw mode a line feed alone does not return the
 /// carriage.
 pub(crate) fn notice(notice: impl Display) {

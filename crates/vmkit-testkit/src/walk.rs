@@ -24,6 +24,8 @@ pub fn steps(length: usize) -> impl Strategy<Value = Vec<WalkStep>> {
         4 => Just(Operation::Suspend),
         4 => Just(Operation::Resume),
         2 => Just(Operation::Save),
+        2 => Just(Operation::Snapshot),
+        1 => Just(Operation::Restore),
         1 => Just(Operation::Destroy),
     ];
     let step =
@@ -59,6 +61,16 @@ pub async fn along<H: Backend>(
     failure.map_or(destroyed, Err)
 }
 
+/// Returns whether there is a snapshot to restore.
+async fn has_snapshots<H: Backend>(backend: &H, vm: &VmHandle) -> Result<bool, CaseStop> {
+    let tag = backend.tag();
+    match backend.abilities(&tag).snapshots() {
+        // A VM that is destroyed may have none, or not be found.
+        Some(snapshots) => Ok(snapshots.snapshots(vm).await.is_ok_and(|all| !all.is_empty())),
+        None => Ok(false),
+    }
+}
+
 struct RandomWalk<'a, H> {
     backend: &'a H,
     options: &'a Conformance,
@@ -74,6 +86,9 @@ impl<H: Backend> RandomWalk<'_, H> {
             return self.prepare().await;
         }
         let vm = if step.old_handle { &self.old } else { &self.new };
+        if step.operation == Operation::Restore && !has_snapshots(self.backend, vm).await? {
+            return Ok(());
+        }
         let answer = apply(self.backend, self.options, vm, step.operation).await?;
         let case = (vm, &self.state, step.operation);
         if let Some(handle) = judge(self.backend, self.options, case, answer).await? {

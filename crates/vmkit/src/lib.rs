@@ -128,7 +128,7 @@ pub use hypervisor::{Backend, DynHypervisor, Hypervisor};
 pub use lifecycle::{FailureCause, FailureKind, VmState};
 pub use log_position::LogPosition;
 pub use logreader::LogReader;
-pub use manager::{VmEntry, VmManager, WaitCondition};
+pub use manager::{AutomaticSnapshots, SnapshotSchedule, VmEntry, VmManager, WaitCondition};
 pub use program::{GuestExitStatus, ProgramOutput};
 #[doc(hidden)]
 pub use steps::set_step_hook;

@@ -10,6 +10,7 @@
 //!                                          │ ▲
 //!            Failed ──start──▶ Running     │ └──stop── Failed
 //!    save: from Running and Suspended to Saved; start and resume: from Saved to Running
+//!    snapshot: the state stays; restore: from every state to Stopped, or to Saved with memory
 //!    destroy: from every state to Destroyed
 //! ```
 
@@ -91,6 +92,10 @@ pub enum Operation {
     Resume,
     /// Writes the guest's memory to disk, and ends the hypervisor's process.
     Save,
+    /// Takes a snapshot.
+    Snapshot,
+    /// Returns to a snapshot.
+    Restore,
     /// Removes everything.
     Destroy,
 }
@@ -122,9 +127,10 @@ pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTra
         (Op::Suspend, Running | Suspended) => Suspended,
         (Op::Resume, Running | Suspended | Saved) => Running,
         (Op::Save, Running | Suspended | Saved) => Saved,
-        (Op::Prepare | Op::Start | Op::Stop | Op::Suspend | Op::Resume | Op::Save, _) => {
-            return Err(InvalidTransition { state: state.clone(), operation });
-        }
+        (Op::Snapshot, Prepared | Running | Suspended | Stopped) => state.clone(),
+        // Or `Saved`, with the memory of the snapshot.
+        (Op::Restore, Prepared | Running | Suspended | Saved | Stopped | Failed { .. }) => Stopped,
+        (_, state) => return Err(InvalidTransition { state: state.clone(), operation }),
     };
     Ok(to)
 }
@@ -133,6 +139,8 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
     match (operation, state) {
         (Operation::Start, VmState::Suspended) => ": resume it",
         (Operation::Suspend, VmState::Saved) => ": its memory is on disk already",
+        (Operation::Snapshot, VmState::Saved) => ": start it first",
+        (Operation::Snapshot, VmState::Failed { .. }) => ": start it again, or stop it",
         (Operation::Suspend | Operation::Resume | Operation::Save, VmState::Prepared | VmState::Stopped) => {
             ": start it first"
         }
@@ -199,6 +207,8 @@ impl fmt::Display for Operation {
             Operation::Suspend => "suspend",
             Operation::Resume => "resume",
             Operation::Save => "save",
+            Operation::Snapshot => "snapshot",
+            Operation::Restore => "restore",
             // As people say it, and the command: `vmkit rm`.
             Operation::Destroy => "remove",
         })
@@ -227,6 +237,8 @@ mod tests {
             (Op::Suspend, ["error", "suspended", "suspended", "error", "error", "error"]),
             (Op::Resume, ["error", "running", "running", "running", "error", "error"]),
             (Op::Save, ["error", "saved", "saved", "saved", "error", "error"]),
+            (Op::Snapshot, ["prepared", "running", "suspended", "error", "stopped", "error"]),
+            (Op::Restore, ["stopped"; 6]),
             (Op::Destroy, ["destroyed"; 6]),
         ];
         for (operation, row) in table {

@@ -23,6 +23,7 @@ mod rm;
 mod schema;
 mod set;
 mod shell;
+mod snapshot;
 mod ssh_config;
 mod start;
 mod stop;
@@ -58,6 +59,7 @@ pub(crate) enum Command {
     Ip(ip::IpArgs),
     Wait(wait::WaitArgs),
     Set(Box<set::SetArgs>),
+    Snapshot(snapshot::SnapshotArgs),
     Forward(forward::ForwardArgs),
     #[command(visible_alias = "ssh")]
     Shell(shell::ShellArgs),
@@ -110,6 +112,7 @@ impl Command {
             | Command::Logs(logs::LogsArgs { name, .. }) => Some(name),
             Command::Exec(exec) => Some(&exec.name),
             Command::Set(set) => Some(&set.name),
+            Command::Snapshot(snapshot) => Some(snapshot.vm()),
             _ => None,
         }
     }
@@ -129,6 +132,7 @@ impl Command {
             Command::Ip(command) => command.run(context),
             Command::Wait(command) => command.run(context),
             Command::Set(command) => command.run(context),
+            Command::Snapshot(command) => command.run(context),
             Command::Forward(command) => command.run(context),
             Command::Shell(command) => command.run(context),
             Command::Exec(command) => command.run(context),

@@ -62,6 +62,9 @@ pub(super) fn hint(error: &Error, of: Option<&ErrorSubject>) -> Option<String> {
             return Some(format!("`vmkit rm {}` removes {what}", names.join(" ")));
         }
         Error::NotFound { what: Subject::Vm, .. } => "`vmkit ls` lists the VMs",
+        Error::NotFound { what: Subject::Snapshot, .. } => {
+            return of.map(|of| format!("`vmkit snapshot ls {}` lists its snapshots", of.vm));
+        }
         Error::NotFound { what: Subject::Image, .. } => IMAGES,
         Error::NotFound { what: Subject::HypervisorLog, .. } => {
             "the log of a server that vmkit did not start is on that server's host"

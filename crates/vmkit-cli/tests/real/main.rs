@@ -14,6 +14,7 @@ mod life;
 mod owners;
 mod reports;
 mod saved;
+mod snapshots;
 mod ssh;
 #[path = "../../../vmkit/tests/it/sshd.rs"]
 mod sshd;

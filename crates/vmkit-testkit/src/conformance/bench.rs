@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use uuid::Uuid;
+use vmkit::abilities::{DynSnapshots, MemoryMode};
 use vmkit::lifecycle::{Operation, VmState, next};
-use vmkit::spec::{VmName, VmSpec};
+use vmkit::spec::{SnapshotName, VmName, VmSpec};
 use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
 
 use super::options::Conformance;
@@ -70,6 +71,7 @@ pub(crate) fn expected(
     let denied = match operation {
         Operation::Suspend | Operation::Resume => !capabilities.suspend,
         Operation::Save => !capabilities.save_to_disk,
+        Operation::Snapshot | Operation::Restore => !capabilities.snapshots,
         _ => false,
     };
     match (next(state, operation), state) {
@@ -112,12 +114,50 @@ pub(crate) async fn apply<H: Backend>(
                 None => Ok(Err(Error::Unsupported { backend: tag, what: "saving a guest".to_owned() })),
             }
         }
+        Operation::Snapshot | Operation::Restore => {
+            let tag = backend.tag();
+            match backend.abilities(&tag).snapshots() {
+                Some(snapshots) => {
+                    within(
+                        "snapshot or restore",
+                        grace,
+                        apply_to_snapshots(backend, snapshots, vm, operation),
+                    )
+                    .await
+                }
+                None => Ok(Err(Error::Unsupported { backend: tag, what: "snapshots".to_owned() })),
+            }
+        }
         Operation::Destroy => {
             let gone = within("destroy", grace, backend.destroy(vm.clone())).await?;
             Ok(gone.map(|()| vm.clone().in_state(VmState::Destroyed)))
         }
         Operation::Prepare => within("prepare", grace, backend.prepare(&vm.spec)).await,
     }
+}
+
+/// Takes a snapshot of the disks with a new name, or restores the newest one.
+async fn apply_to_snapshots<H: Backend>(
+    backend: &H,
+    snapshots: DynSnapshots<'_>,
+    vm: &VmHandle,
+    operation: Operation,
+) -> vmkit::Result<VmHandle> {
+    if operation == Operation::Restore {
+        let newest = snapshots.snapshots(vm).await?.pop();
+        let newest = newest.ok_or_else(|| Error::not_found(vmkit::error::Subject::Snapshot, "any"))?;
+        return snapshots.restore_snapshot(vm, &newest.name).await;
+    }
+    snapshots.create_snapshot(vm, &new_snapshot_name(), MemoryMode::DisksOnly).await?;
+    let state = backend.state(vm).await?;
+    Ok(vm.clone().in_state(state))
+}
+
+/// Returns a name that no other snapshot has.
+pub(crate) fn new_snapshot_name() -> SnapshotName {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed);
+    SnapshotName::new(format!("snapshot-{number}")).expect("letters, digits and a hyphen")
 }
 
 /// Compares what an operation answered with what the contract says, and with what the backend then
@@ -252,6 +292,11 @@ impl<H: Backend> CaseBench<H> {
     /// Skips the case where the backend has no way there.
     pub(crate) async fn bring_to(&self, situation: Situation) -> Result<VmHandle, CaseStop> {
         let vm = self.prepared().await?;
+        self.lead_to(vm, situation).await
+    }
+
+    /// Brings a prepared VM to a state, as [`bring_to`](Self::bring_to) does.
+    pub(crate) async fn lead_to(&self, vm: VmHandle, situation: Situation) -> Result<VmHandle, CaseStop> {
         let vm = match situation {
             Situation::Prepared => vm,
             Situation::Running => self.apply(&vm, Operation::Start).await??,

@@ -38,6 +38,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
             Operation::Suspend,
             Operation::Resume,
             Operation::Save,
+            Operation::Snapshot,
             Operation::Destroy,
         ] {
             cases.push(ConformanceCase {

@@ -23,6 +23,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
         (Operation::Suspend, Situation::Running),
         (Operation::Resume, Situation::Suspended),
         (Operation::Save, Situation::Running),
+        (Operation::Snapshot, Situation::Running),
         (Operation::Start, Situation::Saved),
         (Operation::Destroy, Situation::Running),
     ];
@@ -59,6 +60,9 @@ async fn dropped_prepare<H: Backend>(bench: &CaseBench<H>) -> CaseResult {
 async fn dropped<H: Backend>(bench: &CaseBench<H>, operation: Operation, situation: Situation) -> CaseResult {
     if operation == Operation::Suspend && !bench.capabilities().suspend {
         return Err(CaseStop::Skipped(CANT_SUSPEND.into()));
+    }
+    if operation == Operation::Snapshot && !bench.capabilities().snapshots {
+        return Err(CaseStop::Skipped("the backend can't take snapshots".into()));
     }
     if operation == Operation::Save && !bench.capabilities().save_to_disk {
         return Err(CaseStop::Skipped(CANT_SAVE.into()));

@@ -19,6 +19,7 @@ mod drops;
 mod options;
 mod report;
 mod runs;
+mod snapshots;
 mod together;
 
 use std::future::Future;
@@ -49,6 +50,7 @@ where
     cases.extend(drops::cases());
     cases.extend(abilities::cases());
     cases.extend(runs::cases());
+    cases.extend(snapshots::cases());
     let mut report = ConformanceReport::default();
     for case in cases {
         let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));

@@ -14,6 +14,7 @@
 //! | [`ConsoleHistory`] | attaches to a console that is no Unix socket, and shows its last lines |
 //! | [`ResetEvents`] | ends a session whose guest was reset |
 //! | [`SaveToDisk`] | writes a guest's memory to disk; a start continues from there |
+//! | [`Snapshots`] | keeps states of a VM, and goes back to them |
 //!
 //! The traits know nothing of each other, of the backends and of the manager.
 
@@ -24,6 +25,7 @@ mod port_forwarding;
 mod preflight;
 mod reset_events;
 mod save_to_disk;
+mod snapshots;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -38,6 +40,7 @@ pub use port_forwarding::{DynPortForwarding, PortForwarding};
 pub use preflight::{DynPreflight, Preflight};
 pub use reset_events::{DynResetEvents, ResetEvents};
 pub use save_to_disk::{DynSaveToDisk, SaveToDisk};
+pub use snapshots::{DynSnapshots, MemoryMode, Snapshot, SnapshotKind, Snapshots};
 
 use crate::error::Result;
 
@@ -110,6 +113,7 @@ pub struct Abilities<'a> {
     console_history: Option<DynConsoleHistory<'a>>,
     reset_events: Option<DynResetEvents<'a>>,
     save_to_disk: Option<DynSaveToDisk<'a>>,
+    snapshots: Option<DynSnapshots<'a>>,
 }
 
 impl<'a> Abilities<'a> {
@@ -225,6 +229,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds snapshots.
+    #[must_use]
+    pub fn with_snapshots(mut self, backend: &'a impl Snapshots) -> Self {
+        self.snapshots = Some(DynSnapshots::new(backend));
+        self
+    }
+
     /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(mut self) -> Self {
@@ -267,6 +278,11 @@ impl<'a> Abilities<'a> {
         self.save_to_disk
     }
 
+    /// Returns the ability to take snapshots, if the backend has it.
+    pub fn snapshots(&self) -> Option<DynSnapshots<'a>> {
+        self.snapshots
+    }
+
     /// Returns the abilities as data.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -277,6 +293,7 @@ impl<'a> Abilities<'a> {
             console_history: self.console_history.is_some(),
             reset_events: self.reset_events.is_some(),
             save_to_disk: self.save_to_disk.is_some(),
+            snapshots: self.snapshots.is_some(),
             ..self.plain
         }
     }
@@ -312,6 +329,8 @@ pub struct Capabilities {
     pub reset_events: bool,
     /// Whether a guest can be saved to disk ([`SaveToDisk`]).
     pub save_to_disk: bool,
+    /// Whether snapshots can be taken ([`Snapshots`]).
+    pub snapshots: bool,
     /// Whether the paths in a spec are files of this host, which the VMs open. `VmManager` then
     /// refuses disks that another VM writes to, and sizes below an image's.
     pub local_files: bool,

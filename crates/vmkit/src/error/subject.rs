@@ -11,6 +11,8 @@ use std::fmt;
 pub enum Subject {
     /// A VM.
     Vm,
+    /// A snapshot of a VM.
+    Snapshot,
     /// The address of a VM's guest.
     VmAddress,
     /// The log of a VM's console.
@@ -39,6 +41,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Subject::Vm => "VM",
+            Subject::Snapshot => "snapshot",
             Subject::VmAddress => "address of VM",
             Subject::ConsoleLog => "console log of VM",
             Subject::HypervisorLog => "hypervisor log of VM",

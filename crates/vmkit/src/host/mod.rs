@@ -18,7 +18,7 @@ pub(crate) mod process;
 mod users;
 
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use facts::TUN;
-#[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use facts::{DeviceAccess, HostFacts, KvmVerdict, ProbeOptions, QemuProgram, QemuVersion, UefiFirmware};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use facts::{TUN, find_program};
 pub use foreign_files::ForeignFiles;

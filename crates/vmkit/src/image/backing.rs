@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::qcow2_header::{MAGIC, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BYTES};
+use super::qcow2_header::{MAGIC, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BYTES, parse};
 use crate::error::{Error, Result};
 use crate::steps::step;
 use crate::store::stored_image;
@@ -35,6 +35,46 @@ fn home_of(overlay: &Path) -> Option<PathBuf> {
     let work = overlay.parent()?.canonicalize().ok()?;
     // A home at the root of the file system would contain every image.
     work.parent()?.parent().filter(|home| home.parent().is_some()).map(Path::to_owned)
+}
+
+/// The file that an overlay is over, as it records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Backing {
+    pub(crate) name: PathBuf,
+    pub(crate) format: String,
+}
+
+/// Returns what an overlay of vmkit's is over; `None` for a disk over nothing.
+///
+/// # Errors
+/// `Io` if the overlay can't be read; `Record` if it is damaged, or does not say the format.
+pub(crate) fn backing(overlay: &Path) -> Result<Option<Backing>> {
+    let read = || -> io::Result<(Vec<u8>, u64)> {
+        let file = File::open(overlay)?;
+        let bytes = file.metadata()?.len();
+        let mut head = vec![0; usize::try_from(bytes.min(MAX_CLUSTER_BYTES)).map_err(io::Error::other)?];
+        file.read_exact_at(&mut head, 0)?;
+        Ok((head, bytes))
+    };
+    let (head, bytes) = read().map_err(Error::io("read", overlay))?;
+    let header =
+        parse(&head, bytes).map_err(|why| Error::record(overlay, format!("this disk is damaged: {why}")))?;
+    let Some(found) = header.backing else { return Ok(None) };
+    let format = found
+        .format
+        .ok_or_else(|| Error::record(overlay, "this disk does not say the format of the file below it"))?;
+    let name = PathBuf::from(std::ffi::OsStr::from_bytes(&found.name));
+    Ok(Some(Backing { name, format }))
+}
+
+/// Returns the name of the backing file that an overlay records; `None` for a file without one, or
+/// that is not there.
+///
+/// # Errors
+/// `Io` if the overlay can't be read.
+pub(crate) fn backing_name(overlay: &Path) -> Result<Option<PathBuf>> {
+    let found = recorded(overlay).map_err(Error::io("read", overlay))?;
+    Ok(found.map(|(_, name)| name))
 }
 
 /// Returns whether [`settle_backing`] would change nothing.

@@ -1,8 +1,8 @@
 //! Creates the qcow2 files of a VM: overlays over an image, and empty disks.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use imago::file::File as ImagoFile;
@@ -19,6 +19,8 @@ use crate::steps::step;
 /// The largest disk that can be created, 2 PiB: the range of an L1 table of 32 MiB, QEMU's limit,
 /// with clusters of 64 KiB.
 pub const MAX_DISK_BYTES: u64 = 1 << 51;
+/// The position of the disk's size in a qcow2 header. Source: QEMU, `docs/interop/qcow2.txt`.
+const SIZE_PLACE: u64 = 24;
 
 /// Creates a qcow2 overlay over `base` at `overlay`, and returns the size of its disk in bytes.
 ///
@@ -63,6 +65,20 @@ fn create_overlay_over(base: &ImageFacts, backing: &Path, overlay: &Path, size: 
     let (backing, format) = (backing.to_owned(), base.format.as_str().to_owned());
     create(overlay, disk_bytes, |image| image.backing(backing, format))?;
     Ok(disk_bytes)
+}
+
+/// Creates at `overlay` a qcow2 overlay of the size of the qcow2 file `disk`, over the file `layer`
+/// of the same directory, which will be that disk under its new name. Syncs it.
+///
+/// # Errors
+/// Those of [`create_overlay`].
+pub(crate) fn create_overlay_of_layer(disk: &Path, layer: &str, overlay: &Path) -> Result<()> {
+    let mut size = [0; 8];
+    let read = File::open(disk).and_then(|file| file.read_exact_at(&mut size, SIZE_PLACE));
+    read.map_err(Error::io("read", disk))?;
+    let layer = layer.to_owned();
+    create(overlay, u64::from_be_bytes(size), |image| image.backing(layer, "qcow2".to_owned()))?;
+    step("image: sync").and_then(|()| File::open(overlay)?.sync_all()).map_err(Error::io("sync", overlay))
 }
 
 /// Creates an empty qcow2 disk at `path`, of mode 0600.

@@ -112,11 +112,11 @@ mod watch;
 
 pub use crate::image_format::ImageFormat;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use backing::{is_backing_settled, settle_backing};
-#[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use create::create_overlay_at_home;
+pub(crate) use backing::{Backing, backing, backing_name, is_backing_settled, settle_backing};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
+#[cfg(all(target_os = "linux", feature = "qemu"))]
+pub(crate) use create::{create_overlay_at_home, create_overlay_of_layer};
 pub use disc::firmware_of_disc;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub(crate) use disc::{check_disc, refuse_disc};

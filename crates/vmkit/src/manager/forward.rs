@@ -7,11 +7,12 @@
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{PATIENCE, VmManager, VmRequest, write_outcome};
+use super::{PATIENCE, VmManager, write_outcome};
 use crate::abilities::{DynPortForwarding, in_force};
 use crate::error::{Error, ErrorKind, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
+use crate::lifecycle::Operation;
 use crate::span::{operation, within};
 use crate::spec::{NetworkConfig, PortForward, VmName, VmSpec};
 use crate::store::{LockedVm, VmRecord};
@@ -111,7 +112,8 @@ impl<H: Backend + 'static> VmManager<H> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // A VM that can only be removed is refused, as for `start`; otherwise an unrecorded run is
         // recorded, as for `resume`.
-        let order = if record.is_unfinished() { VmRequest::Start } else { VmRequest::Resume(None) };
+        let order = if record.is_unfinished() { Operation::Start } else { Operation::Resume };
+        let record = self.finish_restore(&locked, record).await?;
         let vm = self.settle(record, order).await?;
         let state = self.state(&vm).await?;
         Ok((locked, vm.in_state(state)))

@@ -25,6 +25,7 @@ mod reconfigure;
 mod removal;
 mod resume;
 mod save;
+mod snapshot;
 #[cfg(feature = "ssh")]
 mod ssh;
 mod tail;
@@ -41,6 +42,7 @@ use uuid::Uuid;
 pub use list::VmEntry;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use login::GuestAge;
+pub use snapshot::{AutomaticSnapshots, SnapshotSchedule};
 pub use wait::WaitCondition;
 
 use crate::abilities::{Abilities, ClockedVm};
@@ -312,7 +314,7 @@ impl<H: Backend + 'static> VmManager<H> {
             let (locked, mut record) = self.take(name, Instant::now() + PATIENCE).await?;
             // Only to refuse a VM that can only be removed: an existing intent stays for the next
             // operation.
-            self.settle(record.clone(), VmRequest::Start).await?;
+            self.settle(record.clone(), Operation::Start).await?;
             record.handle.spec = record.handle.spec.with_cloud_init_again();
             locked.write_wanted(&record)?;
             Ok(record.handle)
@@ -477,7 +479,8 @@ impl<H: Backend + 'static> VmManager<H> {
             return Err(Error::not_found(Subject::Vm, name));
         };
         about(record.handle.id);
-        let mut done = ClockedVm::unknown(self.settle(record, orders[0]).await?);
+        let record = self.finish_restore(&locked, record).await?;
+        let mut done = ClockedVm::unknown(self.settle(record, orders[0].operation()).await?);
         for order in orders {
             done = self.carry_out(&locked, done.vm, *order).await?;
         }
@@ -543,7 +546,7 @@ impl<H: Backend + 'static> VmManager<H> {
     ///
     /// # Errors
     /// `InvalidState` for a VM that can only be removed.
-    async fn settle(&self, record: VmRecord, order: VmRequest) -> Result<VmHandle> {
+    async fn settle(&self, record: VmRecord, order: Operation) -> Result<VmHandle> {
         if record.is_unfinished() && self.is_whole(&record).await? {
             return Ok(record.handle);
         }
@@ -552,7 +555,10 @@ impl<H: Backend + 'static> VmManager<H> {
             Some(Operation::Prepare) => VmState::Preparing,
             Some(Operation::Destroy) => VmState::Destroyed,
             Some(Operation::Start | Operation::Resume)
-                if matches!(order, VmRequest::Suspend | VmRequest::Resume(_) | VmRequest::Save) =>
+                if matches!(
+                    order,
+                    Operation::Suspend | Operation::Resume | Operation::Save | Operation::Snapshot
+                ) =>
             {
                 return match self.state(&vm).await? {
                     VmState::Running if vm.run.is_none() => self.hypervisor.start(&vm).await,
@@ -561,7 +567,7 @@ impl<H: Backend + 'static> VmManager<H> {
             }
             _ => return Ok(vm),
         };
-        Err(InvalidTransition { state, operation: order.operation() }.into())
+        Err(InvalidTransition { state, operation: order }.into())
     }
 
     /// Returns the current state; does not wait for a backend that breaks its promise to reply
@@ -675,5 +681,5 @@ fn give_up(locked: LockedVm) {
 
 fn intent(operation: Operation) -> Intent {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Intent { operation, since, pid: std::process::id() }
+    Intent { operation, since, pid: std::process::id(), snapshot: None }
 }

@@ -5,11 +5,12 @@
 
 use tokio::time::Instant;
 
-use super::{PATIENCE, VmManager, VmRequest};
+use super::{PATIENCE, VmManager};
 use crate::error::{Error, Result, ValueProblem};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
 use crate::image::inspect;
+use crate::lifecycle::Operation;
 use crate::span::{operation, within};
 use crate::spec::{Mib, RootDisk, SpecChange, SpecPatch, TakesEffect, VmName, VmSpec, changes};
 
@@ -69,7 +70,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
         // Only to refuse a VM that can only be removed: an existing intent stays for the next
         // operation.
-        self.settle(record.clone(), VmRequest::Start).await?;
+        self.settle(record.clone(), Operation::Start).await?;
         let mut changed = record.clone();
         let vm = &mut changed.handle;
         let (spec, changed_fields) = self.wanted(vm, edit)?;

@@ -8,7 +8,7 @@ use super::{PATIENCE, VmManager, VmRequest};
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
-use crate::lifecycle::VmState;
+use crate::lifecycle::{Operation, VmState};
 use crate::span::{operation, within};
 use crate::spec::VmName;
 
@@ -35,7 +35,8 @@ impl<H: Backend + 'static> VmManager<H> {
     pub async fn discard_saved(&self, name: &VmName) -> Result<VmHandle> {
         let discard = async {
             let (locked, record) = self.take(name, Instant::now() + PATIENCE).await?;
-            let vm = self.settle(record, VmRequest::Stop(Duration::ZERO)).await?;
+            let record = self.finish_restore(&locked, record).await?;
+            let vm = self.settle(record, Operation::Stop).await?;
             match self.is_saved(&vm).await {
                 true => Ok(self.carry_out(&locked, vm, VmRequest::Stop(Duration::ZERO)).await?.vm),
                 false => Ok(vm),

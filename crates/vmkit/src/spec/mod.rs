@@ -39,7 +39,7 @@ pub use cloud_init::{CloudConfig, CloudInitConfig, GuestAccess, GuestFile, Guest
 pub(crate) use cloud_init::{check_joinable, check_network_config};
 pub use disk::{DataDisk, RootDisk};
 pub use labels::Labels;
-pub use name::{BridgeName, LinkName, UserName, VmName};
+pub use name::{BridgeName, LinkName, SnapshotName, UserName, VmName};
 pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
 pub use options::BackendOptions;
 pub use patch::{CdromPatch, FieldConflict, SpecPatch};

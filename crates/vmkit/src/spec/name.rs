@@ -1,5 +1,5 @@
-//! Names: of a VM, of a bridge, of a link, of a user. A checked name is safe as one path component
-//! and in every command line.
+//! Names: of a VM, of a snapshot, of a bridge, of a link, of a user. A checked name is safe as one
+//! path component and in every command line.
 //!
 //! Pure.
 
@@ -27,25 +27,49 @@ impl VmName {
     /// # Errors
     /// `InvalidInput` when it is empty, too long, or has a character outside `a-z0-9-`.
     pub fn new(name: impl Into<String>) -> Result<Self, Error> {
-        let name = name.into();
-        let expected = if name.is_empty() {
-            "a name has at least one character".to_owned()
-        } else if name.len() > Self::MAX_BYTES {
-            format!("a name has at most {} bytes, this has {}", Self::MAX_BYTES, name.len())
-        } else if name.starts_with('-') {
-            "a name begins with a letter or a digit".to_owned()
-        } else if let Some(bad) = name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
-            format!("a name has only a-z, 0-9 and -, not {bad:?}")
-        } else {
-            return Ok(Self(name));
-        };
-        Err(Error::invalid("name", shortened(&name), expected))
+        checked_label("name", name.into()).map(Self)
     }
 
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// The name of a snapshot, unique in its VM: `[a-z0-9][a-z0-9-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+impl SnapshotName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is empty, too long, or has a character outside `a-z0-9-`.
+    pub fn new(name: impl Into<String>) -> Result<Self, Error> {
+        checked_label("snapshot", name.into()).map(Self)
+    }
+
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Checks a name that is a path component and a DNS label.
+fn checked_label(field: &'static str, name: String) -> Result<String, Error> {
+    let expected = if name.is_empty() {
+        "a name has at least one character".to_owned()
+    } else if name.len() > VmName::MAX_BYTES {
+        format!("a name has at most {} bytes, this has {}", VmName::MAX_BYTES, name.len())
+    } else if name.starts_with('-') {
+        "a name begins with a letter or a digit".to_owned()
+    } else if let Some(bad) = name.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-')) {
+        format!("a name has only a-z, 0-9 and -, not {bad:?}")
+    } else {
+        return Ok(name);
+    };
+    Err(Error::invalid(field, shortened(&name), expected))
 }
 
 /// The name of an existing network bridge on the host, as the kernel allows it (1 to 15 bytes).
@@ -182,7 +206,7 @@ macro_rules! text_newtype {
     )*};
 }
 
-text_newtype!(VmName, BridgeName, LinkName, UserName);
+text_newtype!(VmName, SnapshotName, BridgeName, LinkName, UserName);
 
 #[cfg(test)]
 mod tests {
@@ -213,6 +237,8 @@ mod tests {
         ] {
             let error = VmName::new(name).unwrap_err().to_string();
             assert!(error.starts_with("name: ") && error.contains(reason), "{error}");
+            let snapshot = SnapshotName::new(name).unwrap_err().to_string();
+            assert!(snapshot.starts_with("snapshot: ") && snapshot.contains(reason), "{snapshot}");
             assert!(error.len() < 250, "{error}");
         }
     }

@@ -115,7 +115,7 @@ mod tests {
         let kernel = Kernel { path: "/boot/vmlinuz".into(), initrd: None, cmdline: "quiet".into() };
         let spec = VmSpec::builder(VmName::new("web").unwrap()).boot(Boot::Kernel(kernel)).build().unwrap();
         let tag = BackendTag::custom("somebody-elses").unwrap();
-        let intent = Intent { operation: Operation::Start, since: 1_700_000_000, pid: 42 };
+        let intent = Intent { operation: Operation::Start, since: 1_700_000_000, pid: 42, snapshot: None };
         VmRecord::intending(VmHandle::preparing(Uuid::from_u128(7), tag, spec), intent)
     }
 

@@ -1,8 +1,8 @@
 //! A VM's directory while its lock is held: records are written and removed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::files::{
@@ -15,7 +15,7 @@ use super::read::read;
 use super::record::VmRecord;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::spec::VmName;
+use crate::spec::{SnapshotName, VmName};
 use crate::steps::step;
 
 /// The directory of one VM, locked until this is dropped.
@@ -85,6 +85,29 @@ impl LockedVm {
     /// Writes the record of an existing VM, so that it survives the end of this process.
     pub(crate) fn write_since(&self, record: &VmRecord) -> Result<()> {
         self.replace(UNFINISHED[1], record, false)
+    }
+
+    /// Writes and syncs what a VM is when a snapshot of it is taken.
+    pub(crate) fn write_snapshot(&self, name: &SnapshotName, record: &VmRecord) -> Result<()> {
+        let kept = self.dir.join(home::KEPT);
+        step("create a directory")
+            .and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(&kept))
+            .map_err(Error::io("create", &kept))?;
+        let file = snapshot_file(name);
+        self.replace((&file, &format!("{file}.new")), record, true)
+    }
+
+    /// Reads what a VM was when a snapshot of it was taken.
+    pub(crate) fn snapshot(&self, name: &SnapshotName) -> Result<Option<VmRecord>> {
+        let path = self.dir.join(snapshot_file(name));
+        read_bytes(&path)?.map(|bytes| decode(&self.home, &path, &bytes)).transpose()
+    }
+
+    /// Removes what a VM was when a snapshot of it was taken.
+    pub(crate) fn remove_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        let file = snapshot_file(name);
+        remove_file(&self.dir.join(format!("{file}.new")))?;
+        remove_file(&self.dir.join(file))
     }
 
     fn replace(&self, (name, unfinished): (&str, &str), record: &VmRecord, synced: bool) -> Result<()> {
@@ -172,4 +195,9 @@ impl LockedVm {
             .and_then(|()| fs::remove_file(&self.dir))
             .map_err(Error::io("remove", &self.dir))
     }
+}
+
+/// Returns where the record of a VM is that a snapshot was taken of, in the VM's directory.
+fn snapshot_file(name: &SnapshotName) -> String {
+    format!("{}/snapshot-{name}.json", home::KEPT)
 }

@@ -4,6 +4,7 @@
 
 use crate::handle::VmHandle;
 use crate::lifecycle::Operation;
+use crate::spec::SnapshotName;
 
 /// A handle as it lies on disk, with what is being done to the VM. This is how a program keeps a
 /// handle without [`VmManager`](crate::VmManager), too.
@@ -24,6 +25,8 @@ pub struct Intent {
     pub since: u64,
     /// The process that began it, for a person to read: it may be gone, and its number another's.
     pub pid: u32,
+    /// The snapshot that a restore returns to.
+    pub snapshot: Option<SnapshotName>,
 }
 
 impl VmRecord {

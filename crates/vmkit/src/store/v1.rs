@@ -20,7 +20,9 @@ use crate::error::Result;
 use crate::handle::{self, BackendTag};
 use crate::lifecycle;
 use crate::log_position::LogPosition;
-use crate::spec::{self, BackendOptions, BridgeName, Labels, LinkName, Mib, UserName, VmName, VmSpec};
+use crate::spec::{
+    self, BackendOptions, BridgeName, Labels, LinkName, Mib, SnapshotName, UserName, VmName, VmSpec,
+};
 
 /// The version of this form.
 pub(super) const VERSION: u32 = 1;
@@ -119,7 +121,7 @@ macro_rules! stored_as_is {
 
 stored_as_is! {
     bool, u32, u64, NonZeroU16, Ipv4Addr, SocketAddrV4, String, PathBuf, Uuid, serde_json::Value,
-    VmName, UserName, BridgeName, LinkName, Mib, Labels, BackendOptions, BackendTag, LogPosition,
+    VmName, SnapshotName, UserName, BridgeName, LinkName, Mib, Labels, BackendOptions, BackendTag, LogPosition,
 }
 
 impl<S: StoredForm> StoredForm for Option<S> {
@@ -199,10 +201,18 @@ impl StoredForm for StoredSpec {
 }
 
 stored! {
-    struct Intent = record::Intent { operation: Operation, since: u64, pid: u32 }
+    struct Intent = record::Intent {
+        operation: Operation,
+        since: u64,
+        pid: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<SnapshotName>,
+    }
 
     #[serde(rename_all = "lowercase")]
-    enum Operation = lifecycle::Operation { Prepare, Start, Stop, Suspend, Resume, Save, Destroy }
+    enum Operation = lifecycle::Operation {
+        Prepare, Start, Stop, Suspend, Resume, Save, Snapshot, Restore, Destroy
+    }
 
     struct Handle = handle::VmHandle {
         id: Uuid,

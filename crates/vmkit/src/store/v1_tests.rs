@@ -145,7 +145,10 @@ fn every_field() -> VmRecord {
         details: BackendDetails { version: 2, data: json!({"seed_run": 3}) },
         ..VmHandle::preparing(Uuid::from_u128(7), BackendTag::Qemu, spec())
     };
-    VmRecord::intending(handle, Intent { operation: Operation::Start, since: 1_700_000_000, pid: 41 })
+    VmRecord::intending(
+        handle,
+        Intent { operation: Operation::Start, since: 1_700_000_000, pid: 41, snapshot: None },
+    )
 }
 
 #[test]
@@ -212,7 +215,7 @@ fn each_word_is_the_one_that_is_committed() {
         (Operation::Save, "save"),
         (Operation::Destroy, "destroy"),
     ] {
-        let intent = Intent { operation, since: 1, pid: 2 };
+        let intent = Intent { operation, since: 1, pid: 2, snapshot: None };
         let bytes = text(VmRecord::intending(vm(), intent).encode().unwrap());
         assert!(bytes.contains(&format!("\"operation\": \"{word}\"")), "{bytes}");
     }

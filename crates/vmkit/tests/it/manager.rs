@@ -231,7 +231,7 @@ async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
     let vm = manager.create(same.clone()).await.unwrap();
     // As an interrupted removal leaves it, while another process records the provisioning of the
     // guest.
-    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
+    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1, snapshot: None };
     fs::write(dir.join("run.json"), VmRecord::intending(vm.clone(), intent).encode().unwrap()).unwrap();
     fs::create_dir(dir.join("kept")).unwrap();
     fs::write(dir.join("kept/provision.json"), "{}").unwrap();
@@ -240,7 +240,7 @@ async fn what_is_left_of_a_vm_is_nothing_to_the_next_one_of_its_name() {
     assert!(!dir.join("kept").exists() && !dir.join("run.json").exists());
     manager.remove(&web(), false).await.unwrap();
 
-    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1 };
+    let intent = Intent { operation: Operation::Destroy, since: 1, pid: 1, snapshot: None };
     for removed_first in [true, false] {
         fs::create_dir_all(dir.join("kept")).unwrap();
         fs::write(dir.join("kept/provision.json"), "{}").unwrap();
@@ -491,7 +491,7 @@ async fn an_interrupted_creation_is_shown_refused_and_replaced() {
     fs::create_dir(&dir).unwrap();
     let preparing =
         VmHandle::preparing(Uuid::from_u128(9), BackendTag::Noop, spec().with_id(Uuid::from_u128(9)));
-    let intent = Intent { operation: Operation::Prepare, since: 1, pid: 1 };
+    let intent = Intent { operation: Operation::Prepare, since: 1, pid: 1, snapshot: None };
     fs::write(dir.join("vm.json"), VmRecord::intending(preparing, intent).encode().unwrap()).unwrap();
 
     let listed = manager.list().await.unwrap().remove(1);

@@ -53,7 +53,7 @@ async fn the_identity_of_a_vm_whose_making_was_cut_off_is_in_use_for_all_other_n
     let (id, half) = (Uuid::from_u128(8), VmName::new("half").unwrap());
     let named = |name: &VmName| VmSpecBuilder::from(spec()).name(name.clone()).id(id).build().unwrap();
     let begun = VmHandle::preparing(id, BackendTag::Noop, named(&half));
-    let intent = Intent { operation: Operation::Prepare, since: 1, pid: 1 };
+    let intent = Intent { operation: Operation::Prepare, since: 1, pid: 1, snapshot: None };
     let dir = manager.home().vms().join("half");
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("vm.json"), VmRecord::intending(begun, intent).encode().unwrap()).unwrap();

@@ -19,4 +19,5 @@ mod qemu;
 #[cfg(feature = "images")]
 mod registry;
 mod save;
+mod snapshot;
 mod tap;

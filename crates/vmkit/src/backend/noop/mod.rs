@@ -1,6 +1,7 @@
 //! The contract's reference: a backend in memory, where nothing runs and which can be told to fail.
 
 mod console;
+mod snapshots;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use self::console::{ConsoleDir, NoopConsole};
-use crate::abilities::{Abilities, PortForwarding, Preflight, SaveToDisk};
+use crate::abilities::{Abilities, PortForwarding, Preflight, SaveToDisk, Snapshot};
 use crate::error::{Error, ErrorKind, LiveResource, Result, Subject};
 use crate::handle::{ActiveForward, BackendDetails, BackendTag, ConsoleEndpoint, VmHandle};
 use crate::hypervisor::{Backend, Hypervisor};
@@ -44,6 +45,7 @@ pub struct NoopHypervisor {
 #[derive(Debug, Default)]
 struct VmTable {
     vms: BTreeMap<Uuid, NoopVm>,
+    snapshots: BTreeMap<Uuid, Vec<Snapshot>>,
     failures: VecDeque<(Operation, String)>,
 }
 
@@ -258,6 +260,7 @@ impl Hypervisor for NoopHypervisor {
         let mut books = self.books();
         books.take_failure(Operation::Destroy)?;
         books.vms.remove(&vm.id);
+        books.snapshots.remove(&vm.id);
         match &self.consoles {
             Some(dir) => dir.remove_log(vm.id),
             None => Ok(()),
@@ -359,7 +362,8 @@ impl Backend for NoopHypervisor {
             .with_local_files()
             .with_port_forwarding(self)
             .with_preflight(self)
-            .with_save_to_disk(self);
+            .with_save_to_disk(self)
+            .with_snapshots(self);
         match self.consoles {
             Some(_) => abilities.with_shared_console(),
             None => abilities,

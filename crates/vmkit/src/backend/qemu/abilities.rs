@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
-use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, save, saved, status};
+use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, recovery, save, saved, status};
 use crate::abilities::{ClockState, ClockedVm, GuestAgentChannel, GuestClock, Preflight, ResetEvents};
 use crate::deadline::{later, left};
 use crate::error::{Error, Peer, Result};
@@ -87,7 +87,9 @@ impl GuestClock for QemuHypervisor {
             VmState::Saved => self.start_and_set_clock(vm).await,
             VmState::Suspended => self.unpause(vm, paused).await,
             to => {
-                let vm = Self::handle(vm, to, &self.details(vm)?.layout, None);
+                let layout = self.details(vm)?.layout;
+                recovery::recover_running(vm, &layout).await?;
+                let vm = Self::handle(vm, to, &layout, None);
                 Ok(ClockedVm { vm, clock: ClockState::Right })
             }
         }
@@ -101,6 +103,7 @@ impl QemuHypervisor {
         if saved::was_begun(&layout) {
             save::give_up(&layout, false).await?;
         }
+        recovery::recover_running(vm, &layout).await?;
         let limit = later(PAUSE_LIMIT);
         let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
         qmp.cont(limit).await?;

@@ -123,6 +123,22 @@ impl GuestAgent {
         self.execute("guest-set-time", Some(json!({ "time": nanos })), later(timeout)).await.map(drop)
     }
 
+    /// Freezes the guest's file systems, whose writes wait until [`thaw`](Self::thaw).
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); `Guest` if the agent refuses.
+    pub async fn freeze(&mut self, timeout: Duration) -> Result<()> {
+        self.execute("guest-fsfreeze-freeze", None, later(timeout)).await.map(drop)
+    }
+
+    /// Thaws the guest's file systems; no effect if they are not frozen.
+    ///
+    /// # Errors
+    /// As [`ping`](Self::ping); `Guest` if the agent refuses.
+    pub async fn thaw(&mut self, timeout: Duration) -> Result<()> {
+        self.execute("guest-fsfreeze-thaw", None, later(timeout)).await.map(drop)
+    }
+
     /// Returns the guest's network interfaces, including the loopback one.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub(super) async fn keep_right(qmp: &mut QmpClient, agent: &Path, paused: Option
 
 /// Returns whether a process in the guest has opened the agent's port. Source: QEMU,
 /// `qapi/char.json`, `ChardevInfo`.
-async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
+pub(super) async fn agent_listens(qmp: &mut QmpClient, deadline: Instant) -> Result<bool> {
     let answer = qmp.execute("query-chardev", None, deadline).await?;
     let mut devices = answer.as_array().into_iter().flatten();
     let agent = devices.find(|device| device["label"] == "agent");

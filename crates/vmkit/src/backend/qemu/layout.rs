@@ -12,7 +12,7 @@ use crate::backend::supervise::{SupervisionPaths, unfinished};
 use crate::error::{Error, Result};
 use crate::log_position::older_log;
 use crate::network::MacAddr;
-use crate::spec::VmName;
+use crate::spec::{SnapshotName, VmName};
 
 /// The maximum length of a Unix socket's path in bytes (`sun_path` without its NUL). Source:
 /// unix(7).
@@ -113,6 +113,35 @@ impl QemuLayout {
         self.work.join("saved.json")
     }
 
+    /// The records and the memory of snapshots. Their disks are layers beside the VM's own.
+    pub(crate) fn snapshots_dir(&self) -> PathBuf {
+        self.work.join("snapshots")
+    }
+
+    /// The record of a snapshot, which exists exactly as long as this.
+    pub(crate) fn snapshot_file(&self, name: &SnapshotName) -> PathBuf {
+        self.snapshots_dir().join(format!("{name}.json"))
+    }
+
+    pub(crate) fn snapshot_memory(&self, name: &SnapshotName) -> PathBuf {
+        self.snapshots_dir().join(format!("{name}.memory"))
+    }
+
+    /// The firmware's variables of a snapshot.
+    pub(crate) fn snapshot_vars(&self, name: &SnapshotName) -> PathBuf {
+        self.snapshots_dir().join(format!("{name}.efivars"))
+    }
+
+    /// Exists while a restore replaces the VM's disks; contains the snapshot's name.
+    pub(crate) fn restore_mark(&self) -> PathBuf {
+        self.work.join("restoring")
+    }
+
+    /// Exists while the agent may have frozen the guest's file systems.
+    pub(crate) fn frozen_mark(&self) -> PathBuf {
+        self.work.join("frozen")
+    }
+
     /// The record of the last run, written by the keeper.
     pub(crate) fn run_file(&self) -> PathBuf {
         self.work.join("qemu.json")
@@ -179,6 +208,7 @@ impl QemuLayout {
         let mut files = self.run_inputs(data_disks);
         files.extend([saved.clone(), unfinished(&saved), unfinished(&memory), memory]);
         files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
+        files.extend([self.restore_mark(), self.frozen_mark()]);
         files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files
     }

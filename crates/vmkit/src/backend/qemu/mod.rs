@@ -27,14 +27,20 @@ mod events;
 mod facts;
 mod forward;
 pub(crate) mod identity;
+mod layers;
 mod layout;
+mod merge;
 mod parts;
 mod plan;
 mod plans;
 mod prepare;
 pub(crate) mod qmp;
+mod recovery;
 mod save;
 mod saved;
+mod snapshot;
+mod snapshot_files;
+mod snapshot_live;
 mod start;
 mod status;
 mod stop;
@@ -364,6 +370,10 @@ impl QemuHypervisor {
 
     /// Returns the state of a VM that does not run; `failed` if a part of it is missing.
     fn at_rest(vm: &VmHandle, layout: &QemuLayout, state: VmState) -> VmState {
+        if layout.restore_mark().exists() {
+            let detail = "the restore of a snapshot was interrupted: repeat it";
+            return VmState::failed(FailureKind::Other, detail);
+        }
         match parts::missing_part(&vm.spec, layout) {
             Some(part) => VmState::failed(
                 FailureKind::Interrupted,
@@ -588,6 +598,7 @@ impl Backend for QemuHypervisor {
             .with_reset_events(self)
             .with_guest_clock(self)
             .with_save_to_disk(self)
+            .with_snapshots(self)
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use super::layers::{self, OwnDisk};
 use super::layout::QemuLayout;
 use crate::backend::supervise::files::is_gone;
 use crate::error::Result;
@@ -40,5 +41,14 @@ pub(super) fn missing_part(spec: &VmSpec, layout: &QemuLayout) -> Option<PathBuf
         spec.data_disks().iter().enumerate().filter(|(_, disk)| matches!(disk, DataDisk::Fresh { .. }));
     let fresh = fresh.map(|(index, _)| layout.data_disk(index));
     let gone = |part: &PathBuf| matches!(fs::symlink_metadata(part), Err(error) if is_gone(&error));
-    root.into_iter().chain(vars).chain(fresh).find(gone)
+    let missing = root.into_iter().chain(vars).chain(fresh).find(gone);
+    missing.or_else(|| layers::own_disks(spec, layout).iter().find_map(missing_layer))
+}
+
+/// Returns the layer that a disk is over and that is missing.
+fn missing_layer(disk: &OwnDisk) -> Option<PathBuf> {
+    // The start reports a disk that can't be read.
+    let lowest = disk.chain().ok()?.pop()?;
+    let layer = disk.layer(&lowest);
+    (!layer.exists()).then_some(layer)
 }

@@ -8,7 +8,7 @@ use super::facts::{ImageMedia, QemuFacts};
 use super::layout::QemuLayout;
 use super::plan::{QemuPlan, RestoreStep, SeedStep, UpdateStep};
 use super::saved::{SavedGuest, is_saved};
-use super::{QemuDetails, QemuHypervisor, disks, elsewhere, plan, prepare, wanted_disk, wanted_run};
+use super::{QemuDetails, QemuHypervisor, disks, elsewhere, layers, plan, prepare, wanted_disk, wanted_run};
 use crate::cloud_init::SeedOf;
 use crate::error::Result;
 use crate::handle::VmHandle;
@@ -93,10 +93,12 @@ fn outdated(vm: &VmHandle, details: &QemuDetails, layout: &QemuLayout) -> Result
         steps.extend(seed(&vm.spec, vm.id, layout)?.map(UpdateStep::Seed));
     }
     let path = layout.root_disk();
-    if let Some(disk) = vm.spec.disk()
-        && !is_backing_settled(&path, &disk.image)?
-    {
-        steps.push(UpdateStep::BackingFile { path: path.clone(), image: disk.image.clone() });
+    if let Some(disk) = vm.spec.disk() {
+        for path in layers::root_files(layout)? {
+            if !is_backing_settled(&path, &disk.image)? {
+                steps.push(UpdateStep::BackingFile { path, image: disk.image.clone() });
+            }
+        }
     }
     if let Some(size) = wanted_disk(&vm.spec).filter(|size| details.disk != Some(*size)) {
         steps.push(UpdateStep::Grow { path, size });

@@ -1,6 +1,6 @@
 //! Creating, updating and removing a VM's files, by the steps of its plan.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +12,7 @@ use super::elsewhere::is_served;
 use super::facts::ImageMedia;
 use super::layout::QemuLayout;
 use super::plan::{PrepareStep, QemuPlan, SeedStep, UpdateStep};
+use super::snapshot_files;
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::write_seed;
@@ -162,6 +163,7 @@ pub(super) fn refuse_other_users(layout: &QemuLayout) -> Result<()> {
 /// `Io` for what can't be removed.
 pub(super) fn remove(layout: &QemuLayout, data_disks: usize) -> Result<()> {
     remove_run_dir(layout)?;
+    snapshot_files::remove_all(layout)?;
     for file in layout.work_files(data_disks) {
         remove_file(&file)?;
     }
@@ -179,6 +181,14 @@ pub(super) fn remove_run_dir(layout: &QemuLayout) -> Result<()> {
         remove_file(&file)?;
     }
     remove_dir(&layout.run)
+}
+
+/// Syncs a directory.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    step("sync a directory").and_then(|()| File::open(dir)?.sync_all()).map_err(Error::io("sync", dir))
 }
 
 fn copy_private(template: &Path, path: &Path) -> Result<()> {

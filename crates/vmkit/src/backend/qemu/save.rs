@@ -20,7 +20,7 @@ use super::qmp::client::{QmpClient, RunState};
 use super::saved::{self, SavedBy, SavedGuest};
 use super::stop::mark_asked;
 use super::switch::Accelerator;
-use super::{PAUSE_LIMIT, QemuHypervisor, clock, status, stop};
+use super::{PAUSE_LIMIT, QemuHypervisor, clock, recovery, status, stop};
 use crate::abilities::{ClockState, SaveToDisk};
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile;
@@ -42,7 +42,7 @@ const SLOWEST: u64 = 10 << 20;
 const DEVICES_BYTES: u64 = 32 << 20;
 
 /// Returns the deadline for the memory of a guest to be written or read.
-fn deadline(bytes: u64) -> Instant {
+pub(super) fn deadline(bytes: u64) -> Instant {
     Instant::now() + LIMIT + Duration::from_secs(bytes / SLOWEST)
 }
 
@@ -68,16 +68,13 @@ impl SaveToDisk for QemuHypervisor {
 
 /// Writes the guest to disk. On an error it is as it was.
 async fn write(vm: &VmHandle, layout: &QemuLayout, was_running: bool) -> Result<()> {
-    let ProcessState::Live(process) = process::look(&layout.place()).await? else {
-        let why = format!("the process of the VM `{}` can't be found", vm.name());
-        return Err(Error::protocol(Peer::Qemu, why));
-    };
     let limit = Instant::now() + PAUSE_LIMIT;
     if saved::was_begun(layout) {
         // QEMU refuses a second migration of a guest that is paused by the first.
         give_up(layout, true).await?;
     }
-    let memory = saved::create_memory(layout, vm.name(), needed(vm.spec.memory(), &process))?;
+    recovery::recover_running(vm, layout).await?;
+    let memory = create_memory(vm, layout).await?;
     let written = async {
         let mut qmp = QmpClient::connect(&status::monitor(layout), limit).await?;
         qmp.pause(limit).await?;
@@ -87,12 +84,7 @@ async fn write(vm: &VmHandle, layout: &QemuLayout, was_running: bool) -> Result<
             let why = format!("the guest can't be saved while it is in the state {state:?}");
             return Err(Error::protocol(Peer::Qemu, why));
         }
-        let by = SavedBy {
-            version: qmp.version(limit).await?,
-            machine: qmp.machine(limit).await?,
-            accel: accel(layout)?,
-            devices: devices(layout)?,
-        };
+        let by = saved_by(&mut qmp, layout, limit).await?;
         step("save: write the memory").map_err(Error::io("write", layout.memory_file()))?;
         qmp.write_memory(memory.as_fd(), deadline(vm.spec.memory().bytes())).await?;
         SavedGuest::keep(&vm.spec, layout, by, memory).await
@@ -110,6 +102,31 @@ async fn write(vm: &VmHandle, layout: &QemuLayout, was_running: bool) -> Result<
         tracing::warn!(vm = %layout.name(), %error, "cannot undo a failed save: `resume` tries again");
     }
     Err(error)
+}
+
+/// Creates the file for the memory of a guest that lives.
+///
+/// # Errors
+/// As [`saved::create_memory`]; `Protocol` if its process can't be found.
+pub(super) async fn create_memory(vm: &VmHandle, layout: &QemuLayout) -> Result<File> {
+    let ProcessState::Live(process) = process::look(&layout.place()).await? else {
+        let why = format!("the process of the VM `{}` can't be found", vm.name());
+        return Err(Error::protocol(Peer::Qemu, why));
+    };
+    saved::create_memory(layout, vm.name(), needed(vm.spec.memory(), &process))
+}
+
+/// Returns what the QEMU is that saves a guest.
+///
+/// # Errors
+/// Those of the monitor; `Record` for a run of an earlier vmkit.
+pub(super) async fn saved_by(qmp: &mut QmpClient, layout: &QemuLayout, limit: Instant) -> Result<SavedBy> {
+    Ok(SavedBy {
+        version: qmp.version(limit).await?,
+        machine: qmp.machine(limit).await?,
+        accel: accel(layout)?,
+        devices: devices(layout)?,
+    })
 }
 
 /// Ends the QEMU of a saved guest.

@@ -64,6 +64,13 @@ struct DiskStamp {
     modified_ns: i64,
 }
 
+impl DiskStamp {
+    /// Returns whether this is a disk by the path that its user named.
+    fn is_users(&self) -> bool {
+        self.disk.starts_with('/')
+    }
+}
+
 /// What QEMU was when it saved a guest.
 #[derive(Debug)]
 pub(super) struct SavedBy {
@@ -128,7 +135,20 @@ impl SavedGuest {
     /// # Errors
     /// `Io`; then it is not.
     pub(super) async fn keep(spec: &VmSpec, layout: &QemuLayout, by: SavedBy, memory: File) -> Result<()> {
+        let saved = Self::of(spec, layout, by, memory).await?;
         let path = layout.memory_file();
+        step("save: rename the memory")
+            .and_then(|()| fs::rename(unfinished(&path), &path))
+            .map_err(Error::io("rename", &path))?;
+        saved.write(layout)
+    }
+
+    /// Syncs the memory of a guest that was saved now, and returns its record.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) async fn of(spec: &VmSpec, layout: &QemuLayout, by: SavedBy, memory: File) -> Result<Self> {
+        let path = unfinished(&layout.memory_file());
         step("save: sync the memory").map_err(Error::io("sync", &path))?;
         let synced = blocking(move || {
             memory.sync_all()?;
@@ -137,7 +157,7 @@ impl SavedGuest {
         let (bytes, checksum) = synced.await?.map_err(Error::io("sync", &path))?;
         let cpu = (by.accel == Accelerator::Kvm).then(host_cpu).flatten();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let saved = Self {
+        Ok(Self {
             version: VERSION,
             command_line: by.devices.number(),
             qemu: by.version,
@@ -148,11 +168,22 @@ impl SavedGuest {
             checksum,
             saved_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
             disks: stamps(spec, layout)?,
-        };
-        step("save: rename the memory")
-            .and_then(|()| fs::rename(unfinished(&path), &path))
-            .map_err(Error::io("rename", &path))?;
-        saved.write(layout)
+        })
+    }
+
+    /// Puts the guest of a snapshot, with its memory in the file `memory`, in the place of the
+    /// saved one. Its own disks are as they were when it was saved; those of the user have to be.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn put(mut self, spec: &VmSpec, layout: &QemuLayout, memory: &Path) -> Result<()> {
+        let own = stamps(spec, layout)?.into_iter().filter(|stamp| !stamp.is_users());
+        self.disks = own.chain(self.disks.into_iter().filter(DiskStamp::is_users)).collect();
+        let path = layout.memory_file();
+        step("restore: link the memory")
+            .and_then(|()| fs::hard_link(memory, &path))
+            .map_err(Error::io("link", &path))?;
+        self.write(layout)
     }
 
     /// Notes the disks as they are now: vmkit itself has changed one.
@@ -228,19 +259,27 @@ impl SavedGuest {
             let now = host_cpu().unwrap_or_else(|| "unknown".to_owned());
             return other(format!("the CPU {cpu}"), format!("this is {now}"));
         }
-        let memory = layout.memory_file();
-        let bytes = match fs::metadata(&memory) {
+        self.check_length(&layout.memory_file())?;
+        self.check_disks(spec, layout)
+    }
+
+    /// Refuses a memory file that is gone or truncated.
+    ///
+    /// # Errors
+    /// `Record`; `Io`.
+    pub(super) fn check_length(&self, memory: &Path) -> Result<()> {
+        let bytes = match fs::metadata(memory) {
             Ok(found) => found.len(),
             Err(error) if is_gone(&error) => {
-                return Err(Error::record(&memory, "the memory of the saved guest is missing"));
+                return Err(Error::record(memory, "the memory of the saved guest is missing"));
             }
-            Err(error) => return Err(denied("read", &memory)(error)),
+            Err(error) => return Err(denied("read", memory)(error)),
         };
         if bytes != self.bytes {
             let problem = format!("{bytes} bytes, and the guest was saved with {}", self.bytes);
-            return Err(Error::record(&memory, problem));
+            return Err(Error::record(memory, problem));
         }
-        self.check_disks(spec, layout)
+        Ok(())
     }
 
     fn check_disks(&self, spec: &VmSpec, layout: &QemuLayout) -> Result<()> {

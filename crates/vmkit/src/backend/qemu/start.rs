@@ -19,10 +19,10 @@ use super::qmp::wire::bind;
 use super::saved::ClaimedGuest;
 use super::stop::{LAUNCH_LIMIT, mark_asked};
 use super::{QemuDetails, QemuHypervisor, wanted_disk, wanted_run};
-use super::{disks, elsewhere, events, prepare, save, saved, status, words};
+use super::{disks, elsewhere, events, layers, prepare, recovery, save, saved, status, words};
 use crate::abilities::{ClockState, ClockedVm};
 use crate::backend::supervise::alive;
-use crate::backend::supervise::files::make_private_dir;
+use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::{runfile, spawn};
@@ -55,7 +55,10 @@ impl QemuHypervisor {
         let _one = lock.lock().await;
         let mut saved = None;
         match self.allowed(vm, Operation::Start).await {
-            Ok(VmState::Running) => return self.adopted(vm, deadline).await,
+            Ok(VmState::Running) => {
+                recovery::recover_running(vm, layout).await?;
+                return self.adopted(vm, deadline).await;
+            }
             // The guest waits for space on its disk, and still has unwritten data.
             Ok(VmState::Failed { cause })
                 if cause.kind == FailureKind::DiskError && status::go_on(vm, layout).await =>
@@ -109,6 +112,9 @@ impl QemuHypervisor {
         // A process that removed the VM in the meantime held the lock for it.
         elsewhere::check_owner(vm, &details.layout, Operation::Start)?;
         elsewhere::refuse_twin(vm, &details.layout)?;
+        refuse_half_restored(&details.layout)?;
+        layers::settle(&layers::own_disks(&vm.spec, &details.layout))?;
+        remove_file(&details.layout.frozen_mark())?;
         disks::check_own_files(&vm.spec, &details.layout)?;
         prepare::check_network(&vm.spec).await?;
         details.base = disks::check_files(&vm.spec, &details.media, details.base.as_ref()).await?;
@@ -143,6 +149,21 @@ impl QemuHypervisor {
         details.keep_in(&mut started);
         let vm = Self::handle(&started, VmState::Running, &details.layout, Some(run));
         Ok(ClockedVm { vm, clock })
+    }
+}
+
+/// Refuses a VM of which some disks are those of a snapshot, and some are not.
+fn refuse_half_restored(layout: &QemuLayout) -> Result<()> {
+    let mark = layout.restore_mark();
+    match fs::read_to_string(&mark) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        name => {
+            let name = name.unwrap_or_default();
+            Err(Error::record(
+                mark,
+                format!("the restore of the snapshot `{}` was interrupted: repeat it", name.trim()),
+            ))
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use uuid::Uuid;
 pub use firmware::UefiFirmware;
 pub use kvm::KvmVerdict;
 pub(super) use memory::most_promised;
+pub(crate) use programs::find as find_program;
 pub use programs::{QemuProgram, QemuVersion};
 
 use crate::error::{Error, Result};

@@ -142,7 +142,7 @@ impl ProgramStamp {
 ///
 /// A directory that is not absolute is passed over: what it means depends on where the caller
 /// stands.
-pub(super) fn find(name: &str, search_path: &[PathBuf]) -> Option<PathBuf> {
+pub(crate) fn find(name: &str, search_path: &[PathBuf]) -> Option<PathBuf> {
     let paths = search_path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
     paths.into_iter().find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
 }

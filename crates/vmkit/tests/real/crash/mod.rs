@@ -5,6 +5,7 @@ mod copied_home;
 mod foreign_home;
 mod moved_home;
 mod moved_vm;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +22,7 @@ use vmkit_testkit::crash::{self, FaultDuration, StepFault};
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
 /// leave when it is cut.
-const LIVES: [(&str, &[&str], &[&str]); 13] = [
+const LIVES: [CrashedLife; 13] = [
     ("create", &[], &["", "failed", "prepared"]),
     ("start", &["create"], &["prepared", "stopped", "running"]),
     ("start", &["create", "start", "stop"], &["stopped", "running"]),
@@ -37,6 +38,9 @@ const LIVES: [(&str, &[&str], &[&str]); 13] = [
     ("remove", &["create", "start"], &["running", "stopped", "failed", ""]),
     ("remove", &["create"], &["prepared", "stopped", "failed", ""]),
 ];
+
+/// An operation that is interrupted, those before it, and the states that may be found then.
+type CrashedLife = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// The files of a home: whose each is, its mode, and its bytes.
 type HomeFiles = BTreeMap<PathBuf, (u32, u32, Vec<u8>)>;
@@ -108,7 +112,7 @@ impl World {
             "forward" => self.manager.add_forward(&name, &echo()).await.map(drop),
             "unforward" => self.manager.remove_forward(&name, &echo()).await.map(drop),
             "remove" => self.manager.remove(&name, true).await,
-            _ => panic!("no operation `{word}`"),
+            _ => self.operate_on_snapshots(word).await,
         }
     }
 
@@ -230,13 +234,17 @@ impl World {
 
     fn go_on(&self, word: &str, state: &str, place: &str) {
         let again = runtime().block_on(self.operate(word));
-        let is_done = matches!((word, state), ("create", "prepared") | ("remove", "") | ("unforward", _));
+        let is_done = matches!((word, state), ("create", "prepared") | ("remove", "") | ("unforward", _))
+            || snapshots::is_there_once(word);
         match again {
             Err(error) if is_done => {
                 let kinds = [ErrorKind::AlreadyExists, ErrorKind::NotFound];
                 assert!(kinds.contains(&error.kind()), "{place}: {error:?}");
             }
             again => again.unwrap_or_else(|error| panic!("{place}: {error:?}")),
+        }
+        if snapshots::WORDS.contains(&word) {
+            return self.assert_snapshots(state, place);
         }
         let (reached, qemus) = match word {
             "create" => ("prepared", 0),
@@ -294,8 +302,14 @@ fn a_whole_life_leaves_nothing() {
 
 #[test]
 fn after_a_kill_the_state_is_true_and_the_vm_can_be_used_or_removed() {
-    for (word, before, allowed) in LIVES {
-        for goes_on in [true, false] {
+    kill_at_every_step_of(&LIVES, &[true, false]);
+}
+
+/// Kills a process at every step of an operation; then another one goes on, or removes the VM of
+/// the home that was moved.
+fn kill_at_every_step_of(lives: &'static [CrashedLife], goes_on: &[bool]) {
+    for (word, before, allowed) in lives.iter().copied() {
+        for &goes_on in goes_on {
             let check = |dir: &Path, place: &str| {
                 // Who removes what is left may find it in another place.
                 let world = if goes_on { World::at(dir) } else { World::moved(dir) };
@@ -319,8 +333,12 @@ fn after_a_kill_the_state_is_true_and_the_vm_can_be_used_or_removed() {
 
 #[test]
 fn a_failing_system_never_leaves_an_unfinished_or_a_lost_vm() {
+    fail_at_every_step_of(&LIVES);
+}
+
+fn fail_at_every_step_of(lives: &'static [CrashedLife]) {
     for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
-        for (word, before, allowed) in LIVES {
+        for (word, before, allowed) in lives {
             fail_each_step(word, before, allowed, lasting);
         }
     }

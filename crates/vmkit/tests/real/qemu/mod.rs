@@ -64,7 +64,9 @@ async fn the_real_qemu_keeps_the_contract() {
     let tiny = guest::tiny();
     let roots = [dir.path().join("vms"), dir.path().join("run")];
     let options = Conformance::new(move |name| {
-        let builder = tiny.spec(name.as_str(), MachineType::Q35, "");
+        // With a disk, so that snapshots are a tree.
+        let disk = DataDisk::Fresh { size: Mib::new(1).unwrap() };
+        let builder = tiny.spec(name.as_str(), MachineType::Q35, "").data_disks(vec![disk]);
         builder.build().expect("the tiny guest's spec is valid")
     })
     .polls(40)

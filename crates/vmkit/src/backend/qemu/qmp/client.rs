@@ -3,6 +3,7 @@
 //! QEMU serves one client at a time on a monitor, so a client is created for one operation and
 //! dropped after it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -18,6 +19,9 @@ use crate::handle::ActiveForward;
 
 /// The maximum length of a line, in bytes. The longest real one, of `query-qmp-schema`, has 200 kB.
 const LINE_LIMIT_BYTES: usize = 4 * 1024 * 1024;
+
+/// More names than QEMU has for events.
+const MOST_SKIPPED: usize = 200;
 
 /// The command that reports QEMU's run state.
 const STATUS: &str = "query-status";
@@ -43,6 +47,8 @@ fn first_id() -> u64 {
 pub(crate) struct QmpClient {
     wire: LineStream,
     last_id: u64,
+    /// The names of events that came while this client waited for a reply.
+    skipped: BTreeSet<String>,
 }
 
 impl QmpClient {
@@ -100,7 +106,7 @@ impl QmpClient {
         question: Option<(&str, Option<Value>)>,
         deadline: Instant,
     ) -> Result<(Self, Value)> {
-        let mut client = Self { wire, last_id: first_id() };
+        let mut client = Self { wire, last_id: first_id(), skipped: BTreeSet::new() };
         let negotiation = client.queue("qmp_capabilities", None);
         let question = question.map(|(command, arguments)| (command, client.queue(command, arguments)));
         // A peer that has closed the connection may have sent the reason before.
@@ -162,11 +168,15 @@ impl QmpClient {
         self.answer(command, id, deadline).await
     }
 
-    /// Waits for an event of this name.
+    /// Waits for an event of this name; one that came while this client waited for a reply counts,
+    /// for QEMU may send it between finding out what it replies and the reply.
     ///
     /// # Errors
     /// `Protocol` if QEMU closes the connection.
     pub(super) async fn event(&mut self, name: &str) -> Result<()> {
+        if self.skipped.remove(name) {
+            return Ok(());
+        }
         loop {
             if let QmpMessage::Event(event) = self.message().await?
                 && event.name == name
@@ -200,7 +210,12 @@ impl QmpClient {
                     let command = command.to_owned();
                     return Err(Error::Refused { peer: Peer::Qemu, command, class, description: desc });
                 }
-                QmpMessage::Event(event) => tracing::trace!(event = event.name, "skipped an event"),
+                QmpMessage::Event(event) => {
+                    tracing::trace!(event = event.name, "skipped an event");
+                    if self.skipped.len() < MOST_SKIPPED {
+                        self.skipped.insert(event.name);
+                    }
+                }
                 QmpMessage::Return { .. } | QmpMessage::Error { .. } => {
                     tracing::debug!(command, "skipped a late reply");
                 }
@@ -468,6 +483,21 @@ mod tests {
         });
         let mut client = QmpClient::from_stream(ours, in_time()).await.unwrap();
         assert_eq!(client.status(in_time()).await.unwrap(), RunState::Running);
+    }
+
+    #[tokio::test]
+    async fn an_event_before_the_reply_it_came_after_is_not_lost() {
+        let mut client = greeted(|mut peer| async move {
+            let id = peer.hear().await["id"].clone();
+            peer.say(json!({"event": "MIGRATION", "data": {}, "timestamp": {}})).await;
+            peer.say(json!({"return": {"status": "active"}, "id": id})).await;
+            peer.hear().await;
+        })
+        .await;
+        assert_eq!(client.execute("query-migrate", None, in_time()).await.unwrap()["status"], "active");
+        tokio::time::timeout(Duration::from_secs(30), client.event("MIGRATION")).await.unwrap().unwrap();
+        let again = tokio::time::timeout(Duration::from_millis(20), client.event("MIGRATION")).await;
+        assert!(again.is_err(), "it is reported once");
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! [`codec`] and [`usernet`] are pure. [`wire`] moves lines over a socket, for the guest agent too;
 //! [`client`] holds the conversation.
 
+pub(crate) mod blocks;
 pub(crate) mod client;
 pub(crate) mod codec;
 pub(crate) mod migration;

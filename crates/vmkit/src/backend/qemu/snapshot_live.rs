@@ -1,0 +1,219 @@
+//! Snapshots of guests that live.
+//!
+//! ```text
+//!  memory.unfinished, while the guest goes on ─▶ it stands ─▶ overlays ─▶ the rest ─▶ cont
+//!      ─▶ the overlays are the disks ─▶ snapshots/NAME.memory ─▶ snapshots/NAME.json
+//! ```
+//!
+//! QEMU stops the guest when little of its memory is left to be written; its disks become layers at
+//! that instant. Without memory, the guest's agent freezes the file systems for the moment in which
+//! they do.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use tokio::time::Instant;
+
+use super::agent::GuestAgent;
+use super::layers::{self, LayerId, OwnDisk};
+use super::layout::QemuLayout;
+use super::qmp::blocks::LiveOverlay;
+use super::qmp::client::QmpClient;
+use super::recovery::{self, FREEZE_LIMIT};
+use super::saved::{self, SavedGuest};
+use super::snapshot_files::{self, SnapshotRecord};
+use super::{PAUSE_LIMIT, clock, save, status};
+use crate::abilities::{MemoryMode, SnapshotKind};
+use crate::backend::supervise::files::remove_file;
+use crate::backend::supervise::unfinished;
+use crate::error::{Error, Result};
+use crate::handle::VmHandle;
+use crate::lifecycle::VmState;
+use crate::spec::SnapshotName;
+use crate::steps::step;
+
+/// Takes a snapshot of a guest that lives.
+///
+/// # Errors
+/// Those of [`create_snapshot`](crate::abilities::Snapshots::create_snapshot). The guest is as it
+/// was.
+pub(super) async fn take(
+    vm: &VmHandle,
+    layout: &QemuLayout,
+    disks: &[OwnDisk],
+    name: &SnapshotName,
+    memory: MemoryMode,
+    state: &VmState,
+) -> Result<SnapshotRecord> {
+    let limit = Instant::now() + PAUSE_LIMIT;
+    let runs = *state == VmState::Running;
+    let was_begun = saved::was_begun(layout);
+    if was_begun {
+        // QEMU refuses a second migration of a guest that is paused by the first.
+        save::give_up(layout, true).await?;
+    }
+    let mut qmp = QmpClient::connect(&status::monitor(layout), limit).await?;
+    if was_begun && !runs {
+        qmp.pause(limit).await?;
+    }
+    recovery::recover(layout, disks, &mut qmp, limit).await?;
+    layers::refuse_depth(disks)?;
+    let live = LiveSnapshot { vm, layout, disks, name, id: LayerId::new(), runs };
+    match memory {
+        MemoryMode::Include => live.with_memory(qmp).await,
+        MemoryMode::DisksOnly => live.of_disks(qmp).await,
+    }
+}
+
+/// A snapshot of a guest that lives, as it is taken.
+struct LiveSnapshot<'a> {
+    vm: &'a VmHandle,
+    layout: &'a QemuLayout,
+    disks: &'a [OwnDisk],
+    name: &'a SnapshotName,
+    id: LayerId,
+    runs: bool,
+}
+
+impl LiveSnapshot<'_> {
+    async fn with_memory(&self, mut qmp: QmpClient) -> Result<SnapshotRecord> {
+        let layout = self.layout;
+        let memory = save::create_memory(self.vm, layout).await?;
+        layers::prepare_live(self.disks, &self.id).inspect_err(|_| self.remove_memory())?;
+        let deadline = save::deadline(self.vm.spec.memory().bytes());
+        let mut is_over = false;
+        let written = async {
+            let by = save::saved_by(&mut qmp, layout, deadline).await?;
+            let nodes = self.nodes(&mut qmp, deadline).await?;
+            step("snapshot: write the memory").map_err(Error::io("write", layout.memory_file()))?;
+            qmp.write_memory_live(memory.as_fd(), deadline).await?;
+            let stood = Instant::now();
+            snapshot_files::keep_vars(&self.vm.spec, layout, self.name)?;
+            step("snapshot: put the overlays").map_err(Error::io("write", &layout.work))?;
+            self.put_overlays(&mut qmp, nodes, deadline).await?;
+            is_over = true;
+            qmp.write_rest(deadline).await?;
+            if self.runs {
+                step("snapshot: resume").map_err(Error::io("resume", &layout.work))?;
+                qmp.cont_after_migration(deadline).await?;
+            }
+            Ok::<_, Error>((by, stood.elapsed()))
+        };
+        let (by, stood) = match written.await {
+            Ok(written) => written,
+            Err(error) => {
+                self.give_up(&mut qmp, is_over).await;
+                return Err(error);
+            }
+        };
+        tracing::debug!(vm = %self.vm.name(), ms = stood.as_millis(), "the guest stood still");
+        let kept = async {
+            layers::adopt_live(self.disks, &self.id)?;
+            if self.runs {
+                let _clock = clock::keep_right(&mut qmp, &layout.agent_socket(), Some(stood)).await;
+            }
+            drop(qmp);
+            let guest = SavedGuest::of(&self.vm.spec, layout, by, memory).await?;
+            let path = layout.snapshot_memory(self.name);
+            step("snapshot: name the memory")
+                .and_then(|()| fs::rename(unfinished(&layout.memory_file()), &path))
+                .map_err(Error::io("rename", &path))?;
+            let record =
+                SnapshotRecord::new(self.name.clone(), self.id.clone(), SnapshotKind::Memory, Some(guest));
+            snapshot_files::keep(layout, self.disks, &record).await?;
+            Ok(record)
+        };
+        kept.await.inspect_err(|_| self.remove_memory())
+    }
+
+    async fn of_disks(&self, mut qmp: QmpClient) -> Result<SnapshotRecord> {
+        let limit = Instant::now() + PAUSE_LIMIT;
+        layers::prepare_live(self.disks, &self.id)?;
+        let taken = async {
+            let nodes = self.nodes(&mut qmp, limit).await?;
+            let quiesced = self.runs
+                && clock::agent_listens(&mut qmp, limit).await.unwrap_or(false)
+                && self.freeze().await;
+            let put = step("snapshot: put the overlays").map_err(Error::io("write", &self.layout.work));
+            let put = match put {
+                Ok(()) => self.put_overlays(&mut qmp, nodes, limit).await,
+                Err(error) => Err(error),
+            };
+            let thawed = if quiesced { recovery::thaw(self.layout).await } else { Ok(()) };
+            put.map(|()| (quiesced, thawed))
+        };
+        let (quiesced, thawed) = taken.await.inspect_err(|_| layers::undo_live(self.disks, &self.id))?;
+        layers::adopt_live(self.disks, &self.id)?;
+        thawed?;
+        drop(qmp);
+        let kind = if quiesced { SnapshotKind::Quiesced } else { SnapshotKind::CrashConsistent };
+        snapshot_files::keep_vars(&self.vm.spec, self.layout, self.name)?;
+        let record = SnapshotRecord::new(self.name.clone(), self.id.clone(), kind, None);
+        snapshot_files::keep(self.layout, self.disks, &record).await?;
+        Ok(record)
+    }
+
+    async fn nodes(&self, qmp: &mut QmpClient, limit: Instant) -> Result<Vec<String>> {
+        let mut nodes = Vec::new();
+        for disk in self.disks {
+            nodes.push(qmp.node_of(&disk.device, limit).await?);
+        }
+        Ok(nodes)
+    }
+
+    async fn put_overlays(&self, qmp: &mut QmpClient, nodes: Vec<String>, limit: Instant) -> Result<()> {
+        let files: Vec<_> = self.disks.iter().map(|disk| disk.live(&self.id)).collect();
+        let nodes = self.disks.iter().zip(nodes).zip(&files);
+        let overlays = nodes.map(|((disk, node), path)| LiveOverlay {
+            node,
+            overlay: recovery::overlay_node(disk, &self.id),
+            path,
+        });
+        let overlays: Vec<_> = overlays.collect();
+        qmp.put_overlays(&overlays, limit).await
+    }
+
+    /// Ends a snapshot that failed while QEMU wrote the memory.
+    async fn give_up(&self, qmp: &mut QmpClient, is_over: bool) {
+        let limit = Instant::now() + PAUSE_LIMIT;
+        if let Err(error) = qmp.cancel_migration(self.runs, limit).await {
+            tracing::warn!(vm = %self.vm.name(), %error, "cannot undo a failed snapshot: `resume` tries again");
+        }
+        if !is_over {
+            layers::undo_live(self.disks, &self.id);
+        } else if let Err(error) = layers::adopt_live(self.disks, &self.id) {
+            tracing::warn!(vm = %self.vm.name(), %error, "cannot name the VM's disks; the next start will");
+        }
+        self.remove_memory();
+    }
+
+    fn remove_memory(&self) {
+        let memory = self.layout.snapshot_memory(self.name);
+        let removed = saved::remove_leftovers(self.layout).and_then(|()| remove_file(&memory));
+        if let Err(error) = removed {
+            tracing::warn!(vm = %self.vm.name(), %error, "cannot remove the memory of a failed snapshot; the next one will");
+        }
+    }
+
+    /// Freezes the guest's file systems; returns whether they are.
+    async fn freeze(&self) -> bool {
+        let mark = self.layout.frozen_mark();
+        let frozen = async {
+            let mut agent = GuestAgent::connect(&self.layout.agent_socket(), FREEZE_LIMIT).await?;
+            step("snapshot: mark the guest as frozen")
+                .and_then(|()| fs::write(&mark, ""))
+                .map_err(Error::io("write", &mark))?;
+            agent.freeze(FREEZE_LIMIT).await
+        };
+        match frozen.await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(vm = %self.vm.name(), %error, "the guest's file systems could not be frozen: the snapshot is as after a power cut");
+                if let Err(error) = recovery::thaw(self.layout).await {
+                    tracing::debug!(%error, "the guest may not have been frozen");
+                }
+                false
+            }
+        }
+    }
+}
