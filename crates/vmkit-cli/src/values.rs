@@ -33,7 +33,7 @@ pub(crate) fn age(text: &str) -> Result<Duration, Error> {
     let age = number.parse::<u64>().ok().zip(seconds).and_then(|(number, unit)| number.checked_mul(unit));
     age.map(Duration::from_secs).ok_or_else(|| {
         let value: String = text.chars().take(40).collect();
-        Error::invalid("age", value, "an age is a whole number with s, m, h or d, such as 90m or 12h")
+        Error::invalid("if-older-than", value, "an age is a whole number with s, m, h or d, such as 90m or 12h")
     })
 }
 
@@ -59,7 +59,7 @@ mod tests {
         }
         for text in ["", "1", "h", "1.5h", "-1h", "1w", "99999999999999999999d", "18446744073709551615d"] {
             let error = age(text).unwrap_err().to_string();
-            assert!(error.starts_with("age: "), "{text}: {error}");
+            assert!(error.starts_with("if-older-than: "), "{text}: {error}");
         }
     }
 
