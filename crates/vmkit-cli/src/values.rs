@@ -33,7 +33,11 @@ pub(crate) fn age(text: &str) -> Result<Duration, Error> {
     let age = number.parse::<u64>().ok().zip(seconds).and_then(|(number, unit)| number.checked_mul(unit));
     age.map(Duration::from_secs).ok_or_else(|| {
         let value: String = text.chars().take(40).collect();
-        Error::invalid("if-older-than", value, "an age is a whole number with s, m, h or d, such as 90m or 12h")
+        Error::invalid(
+            "if-older-than",
+            value,
+            "an age is a whole number with s, m, h or d, such as 90m or 12h",
+        )
     })
 }
 
