@@ -128,6 +128,7 @@ impl<H: Backend + 'static> VmManager<H> {
         let restore = async {
             let (locked, record) = self.take(vm, Instant::now() + PATIENCE).await?;
             let now = self.settle(record, Operation::Restore).await?;
+            let before = self.state(&now).await?;
             let backend = self.snapshots_of(&now)?;
             if !backend.snapshots(&now).await?.iter().any(|it| it.name == *snapshot) {
                 return Err(Error::not_found(Subject::Snapshot, snapshot));
@@ -152,8 +153,9 @@ impl<H: Backend + 'static> VmManager<H> {
             match self.restore_by_backend(&locked, &then, snapshot).await {
                 Err(error) => {
                     match self.state(&now).await {
-                        // Half restored, it is failed: the intent stays, to complete it.
-                        Ok(state) if !matches!(state, VmState::Failed { .. }) => {
+                        // Half restored, it is failed as it was not before: the intent stays, to
+                        // complete it.
+                        Ok(state) if state == before || !matches!(state, VmState::Failed { .. }) => {
                             write_outcome(&locked, &now.in_state(state));
                         }
                         Ok(_) => {}

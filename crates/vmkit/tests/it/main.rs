@@ -23,6 +23,7 @@ mod project;
 mod project_changes;
 mod reconfigure;
 mod refused;
+mod restore;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 mod shop;
 #[cfg(feature = "ssh")]

@@ -81,7 +81,6 @@ impl LiveSnapshot<'_> {
         let memory = save::create_memory(self.vm, layout).await?;
         layers::prepare_live(self.disks, &self.id).inspect_err(|_| self.remove_memory())?;
         let deadline = save::deadline(self.vm.spec.memory().bytes());
-        let mut is_over = false;
         let written = async {
             let by = save::saved_by(&mut qmp, layout, deadline).await?;
             let nodes = self.nodes(&mut qmp, deadline).await?;
@@ -91,7 +90,6 @@ impl LiveSnapshot<'_> {
             snapshot_files::keep_vars(&self.vm.spec, layout, self.name)?;
             step("snapshot: put the overlays").map_err(Error::io("write", &layout.work))?;
             self.put_overlays(&mut qmp, nodes, deadline).await?;
-            is_over = true;
             qmp.write_rest(deadline).await?;
             if self.runs {
                 step("snapshot: resume").map_err(Error::io("resume", &layout.work))?;
@@ -102,7 +100,7 @@ impl LiveSnapshot<'_> {
         let (by, stood) = match written.await {
             Ok(written) => written,
             Err(error) => {
-                self.give_up(&mut qmp, is_over).await;
+                self.give_up(&mut qmp).await;
                 return Err(error);
             }
         };
@@ -142,7 +140,13 @@ impl LiveSnapshot<'_> {
             let thawed = if quiesced { recovery::thaw(self.layout).await } else { Ok(()) };
             put.map(|()| (quiesced, thawed))
         };
-        let (quiesced, thawed) = taken.await.inspect_err(|_| layers::undo_live(self.disks, &self.id))?;
+        let (quiesced, thawed) = match taken.await {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.recover(&mut qmp).await;
+                return Err(error);
+            }
+        };
         layers::adopt_live(self.disks, &self.id)?;
         thawed?;
         drop(qmp);
@@ -174,17 +178,22 @@ impl LiveSnapshot<'_> {
     }
 
     /// Ends a snapshot that failed while QEMU wrote the memory.
-    async fn give_up(&self, qmp: &mut QmpClient, is_over: bool) {
+    async fn give_up(&self, qmp: &mut QmpClient) {
         let limit = Instant::now() + PAUSE_LIMIT;
         if let Err(error) = qmp.cancel_migration(self.runs, limit).await {
             tracing::warn!(vm = %self.vm.name(), %error, "cannot undo a failed snapshot: `resume` tries again");
         }
-        if !is_over {
-            layers::undo_live(self.disks, &self.id);
-        } else if let Err(error) = layers::adopt_live(self.disks, &self.id) {
-            tracing::warn!(vm = %self.vm.name(), %error, "cannot name the VM's disks; the next start will");
-        }
+        self.recover(qmp).await;
         self.remove_memory();
+    }
+
+    /// Puts the overlays in the places of the disks if QEMU writes to them, and removes them
+    /// otherwise: a command whose reply did not come may have been carried out.
+    async fn recover(&self, qmp: &mut QmpClient) {
+        let limit = Instant::now() + PAUSE_LIMIT;
+        if let Err(error) = recovery::recover(self.layout, self.disks, qmp, limit).await {
+            tracing::warn!(vm = %self.vm.name(), %error, "cannot undo a failed snapshot; the next operation will");
+        }
     }
 
     fn remove_memory(&self) {
