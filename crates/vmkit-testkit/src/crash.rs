@@ -183,7 +183,8 @@ fn kill_at(
     Some(steps)
 }
 
-/// Steps that a seed chooses. The seed is printed, and `VMKIT_TEST_SEED` repeats it.
+/// Steps, and what follows them, that a seed chooses. The seed is printed, and `VMKIT_TEST_SEED`
+/// repeats it.
 #[derive(Debug)]
 pub struct StepSample(u64);
 
@@ -200,6 +201,11 @@ impl StepSample {
         // It may be printed to a reader that is gone.
         let _ = writeln!(io::stderr(), "to repeat it: VMKIT_TEST_SEED={seed}");
         Self(seed)
+    }
+
+    /// Returns one or the other, for a step that can be followed in two ways.
+    pub fn either(&mut self) -> bool {
+        self.next(2) == 1
     }
 
     /// Returns a number from 1 to `most`: the next step of SplitMix64.

@@ -96,21 +96,10 @@ fn load(name: &str) -> DebianGuest {
     let link = guests_dir().join(name);
     // The link itself leads to another guest after the next build, and an overlay keeps the path of
     // its image.
-    at(&fs::canonicalize(&link).unwrap_or(link), &format!("`cargo xtask guest {name}` builds it"))
-}
-
-/// Returns a guest that was copied to a directory, with its `guest.json`.
-///
-/// # Panics
-/// If it was not.
-pub fn copied(dir: &Path) -> DebianGuest {
-    at(dir, "it was copied")
-}
-
-fn at(dir: &Path, hint: &str) -> DebianGuest {
+    let dir = fs::canonicalize(&link).unwrap_or(link);
     let file = dir.join("guest.json");
-    let text =
-        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}; {hint}", file.display()));
+    let text = fs::read_to_string(&file)
+        .unwrap_or_else(|error| panic!("{}: {error}; `cargo xtask guest {name}` builds it", file.display()));
     let read: GuestFile =
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     DebianGuest {

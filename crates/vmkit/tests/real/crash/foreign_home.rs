@@ -10,7 +10,6 @@ use rustix::process::{Gid, Uid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_uid};
 use vmkit::{Error, ErrorKind};
 use vmkit_testkit::crash::{self, StepSample};
-use vmkit_testkit::guest::{self, DebianGuest};
 
 use super::{LIVES, World, runtime};
 
@@ -18,19 +17,13 @@ use super::{LIVES, World, runtime};
 const KILLS: usize = 6;
 /// The owner of the homes.
 const OWNER: u32 = 65_431;
-/// What the owner needs and may not reach elsewhere: the keeper, and a guest.
+/// What the owner needs and may not reach elsewhere: the keeper.
 const TOOLS: &str = "tools";
 
 /// Returns the keeper for the homes in a directory.
 pub(super) fn keeper(dir: &Path) -> PathBuf {
     let own = dir.join(TOOLS).join("vmkit-keeper");
     if own.exists() { own } else { env!("CARGO_BIN_EXE_vmkit-keeper").into() }
-}
-
-/// Returns the guest for the homes in a directory.
-pub(super) fn guest(dir: &Path) -> DebianGuest {
-    let own = dir.join(TOOLS);
-    if own.exists() { guest::copied(&own) } else { guest::tiny() }
 }
 
 /// Changes this thread, and those that it creates, to the user who owns the directory.
@@ -106,14 +99,10 @@ fn refuses_root(world: &World, word: &str, allowed: &[&str], place: &str) {
 /// Copies what the owner needs to where any user can read it.
 fn tools() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let tiny = guest::tiny();
-    let keeper = Path::new(env!("CARGO_BIN_EXE_vmkit-keeper"));
-    let facts = tiny.kernel.with_file_name("guest.json");
-    for from in [keeper, &facts, &tiny.kernel, &tiny.initrd] {
-        let to = dir.path().join(from.file_name().unwrap());
-        fs::copy(from, &to).unwrap();
-        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+    let keeper = dir.path().join("vmkit-keeper");
+    fs::copy(env!("CARGO_BIN_EXE_vmkit-keeper"), &keeper).unwrap();
+    for path in [dir.path(), &keeper] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     dir
 }

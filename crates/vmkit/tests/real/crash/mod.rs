@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use vmkit::spec::{CloudInitConfig, DataDisk, MachineType, Mib, PortForward, RootDisk, VmName};
+use vmkit::spec::{
+    Accel, Boot, CloudInitConfig, DataDisk, Firmware, MachineType, Mib, PortForward, RootDisk, VmName, VmSpec,
+};
 use vmkit::store::Home;
 use vmkit::{ErrorKind, QemuHypervisor, Result, VmManager};
-use vmkit_testkit::crash::{self, FaultDuration, StepFault};
+use vmkit_testkit::crash::{self, FaultDuration, StepFault, StepSample};
 
 /// What is done before an operation so that it has its full way to go, and the states that it may
 /// leave when it is cut.
@@ -85,7 +87,7 @@ impl World {
     }
 
     fn prepared(dir: &Path, words: &[&str]) -> Self {
-        fs::write(dir.join("base.img"), vec![0; 1 << 20]).unwrap();
+        fs::write(dir.join("base.img"), halting_disk()).unwrap();
         let world = Self::at(dir);
         for word in words {
             runtime().block_on(world.operate(word)).unwrap();
@@ -94,13 +96,14 @@ impl World {
     }
 
     async fn operate(&self, word: &str) -> Result<()> {
-        // The guest is still booting, so a stop takes the whole way, force included.
+        // The guest ignores the power button: a stop takes the whole way, force included.
         let (name, soon) = (web(), Duration::from_millis(50));
         match word {
             "create" => {
                 let disk = RootDisk { image: self.dir.join("base.img"), size: None };
                 let fresh = DataDisk::Fresh { size: Mib::new(1)? };
-                let spec = foreign_home::guest(&self.dir).spec("web", MachineType::Q35, "").disk(disk);
+                let spec = VmSpec::builder(web()).machine(MachineType::Q35).accel(Accel::Tcg);
+                let spec = spec.boot(Boot::Firmware(Firmware::Bios)).memory(Mib::new(32)?).disk(disk);
                 let spec = spec.data_disks(vec![fresh]).cloud_init(CloudInitConfig::default()).build()?;
                 self.manager.create(spec).await.map(drop)
             }
@@ -274,6 +277,16 @@ fn web() -> VmName {
     VmName::new("web").unwrap()
 }
 
+/// Returns a disk whose guest halts as soon as it is loaded: hundreds of guests are started here,
+/// and with a kernel each would use a CPU and tens of megabytes for as long as it is there.
+fn halting_disk() -> Vec<u8> {
+    const HALT_AND_JUMP_BACK: [u8; 3] = [0xf4, 0xeb, 0xfd];
+    let mut disk = vec![0; 1 << 20];
+    disk[..3].copy_from_slice(&HALT_AND_JUMP_BACK);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk
+}
+
 /// One thread, since steps are counted by thread.
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -302,32 +315,32 @@ fn a_whole_life_leaves_nothing() {
 
 #[test]
 fn after_a_kill_the_state_is_true_and_the_vm_can_be_used_or_removed() {
-    kill_at_every_step_of(&LIVES, &[true, false]);
+    kill_at_every_step_of(&LIVES, true);
 }
 
-/// Kills a process at every step of an operation; then another one goes on, or removes the VM of
-/// the home that was moved.
-fn kill_at_every_step_of(lives: &'static [CrashedLife], goes_on: &[bool]) {
+/// Kills a process at every step of an operation. Then another one goes on or, if `may_move`,
+/// removes the VM of the home that was moved: which of the two is drawn for each step.
+fn kill_at_every_step_of(lives: &'static [CrashedLife], may_move: bool) {
+    let mut sample = StepSample::new();
     for (word, before, allowed) in lives.iter().copied() {
-        for &goes_on in goes_on {
-            let check = |dir: &Path, place: &str| {
-                // Who removes what is left may find it in another place.
-                let world = if goes_on { World::at(dir) } else { World::moved(dir) };
-                let state = world.listed();
-                assert!(allowed.contains(&state), "{place}: {state}");
-                assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
-                if word == "remove" && world.is_whole() {
-                    let started = runtime().block_on(world.operate("start"));
-                    started.unwrap_or_else(|error| panic!("{place}: nothing was removed yet: {error}"));
-                }
-                if goes_on {
-                    world.go_on(word, state, place);
-                }
-                world.assert_removable(place);
-            };
-            let prepare = |dir: &Path| drop(World::prepared(dir, before));
-            crash::kill_at_every_step("crash::a_whole_life_leaves_nothing", word, prepare, check);
-        }
+        let check = |dir: &Path, place: &str| {
+            // Who removes what is left may find it in another place.
+            let goes_on = !may_move || sample.either();
+            let world = if goes_on { World::at(dir) } else { World::moved(dir) };
+            let state = world.listed();
+            assert!(allowed.contains(&state), "{place}: {state}");
+            assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
+            if word == "remove" && world.is_whole() {
+                let started = runtime().block_on(world.operate("start"));
+                started.unwrap_or_else(|error| panic!("{place}: nothing was removed yet: {error}"));
+            }
+            if goes_on {
+                world.go_on(word, state, place);
+            }
+            world.assert_removable(place);
+        };
+        let prepare = |dir: &Path| drop(World::prepared(dir, before));
+        crash::kill_at_every_step("crash::a_whole_life_leaves_nothing", word, prepare, check);
     }
 }
 
@@ -336,36 +349,41 @@ fn a_failing_system_never_leaves_an_unfinished_or_a_lost_vm() {
     fail_at_every_step_of(&LIVES);
 }
 
+/// Lets every step of an operation fail, alone or with all that follow: which of the two is drawn
+/// for each step.
 fn fail_at_every_step_of(lives: &'static [CrashedLife]) {
-    for lasting in [FaultDuration::Once, FaultDuration::FromThenOn] {
-        for (word, before, allowed) in lives {
-            fail_each_step(word, before, allowed, lasting);
-        }
+    let mut sample = StepSample::new();
+    for (word, before, allowed) in lives {
+        let steps = (1..).take_while(|at| {
+            let lasting = if sample.either() { FaultDuration::Once } else { FaultDuration::FromThenOn };
+            fail_step(word, before, allowed, *at, lasting)
+        });
+        assert!(steps.count() > 0, "`{word}` took no step");
     }
 }
 
-fn fail_each_step(word: &str, before: &[&str], allowed: &[&str], lasting: FaultDuration) {
-    for at in 1.. {
-        let temp = tempfile::tempdir().unwrap();
-        let world = World::prepared(temp.path(), before);
-        let fault = StepFault::at(at, lasting, io::ErrorKind::StorageFull);
-        let outcome = runtime().block_on(world.operate(word));
-        let Some(step) = fault.failed() else {
-            assert!(at > 1, "`{word}` took no step");
-            outcome.unwrap();
-            drop(fault);
-            return world.assert_removable(word);
-        };
-        drop(fault);
-        let place = format!("{word}, step {at} `{step}` failed {lasting:?}: {outcome:?}");
-        let state = world.listed();
-        assert!(allowed.contains(&state), "{place}: {state}");
-        assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
-        if word == "create" && lasting == FaultDuration::Once && outcome.is_err() {
-            assert!(world.remains().is_empty(), "{place}: {:?}", world.remains());
-        }
-        world.assert_removable(&place);
+/// Lets a step of an operation fail; returns whether it has so many steps.
+fn fail_step(word: &str, before: &[&str], allowed: &[&str], at: u64, lasting: FaultDuration) -> bool {
+    let temp = tempfile::tempdir().unwrap();
+    let world = World::prepared(temp.path(), before);
+    let fault = StepFault::at(at, lasting, io::ErrorKind::StorageFull);
+    let outcome = runtime().block_on(world.operate(word));
+    let failed = fault.failed();
+    drop(fault);
+    let Some(step) = failed else {
+        outcome.unwrap();
+        world.assert_removable(word);
+        return false;
+    };
+    let place = format!("{word}, step {at} `{step}` failed {lasting:?}: {outcome:?}");
+    let state = world.listed();
+    assert!(allowed.contains(&state), "{place}: {state}");
+    assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
+    if word == "create" && lasting == FaultDuration::Once && outcome.is_err() {
+        assert!(world.remains().is_empty(), "{place}: {:?}", world.remains());
     }
+    world.assert_removable(&place);
+    true
 }
 
 #[test]
