@@ -152,10 +152,10 @@ fn tests(mut command: Command, count: &mut Count) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::path::Path;
 
-    use super::{Count, TESTS};
+    use super::{Count, TESTS, cargo};
 
     #[test]
     fn every_test_binary_is_run() {
@@ -169,6 +169,36 @@ mod tests {
         let run = TESTS.iter().flat_map(|(targets, _)| targets.windows(2));
         let run = run.filter(|pair| pair[0] == "--test").map(|pair| pair[1].to_owned()).collect();
         assert_eq!(there, run);
+    }
+
+    /// Returns the features with which each package is compiled for this machine.
+    fn features(selection: &[&str]) -> BTreeMap<String, BTreeSet<String>> {
+        let mut tree = cargo(&["tree", "--locked", "--offline", "--prefix", "none", "--format", "{p}\t{f}"]);
+        let output = tree.args(selection).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut found = BTreeMap::<String, BTreeSet<String>>::new();
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            let (package, features) = line.split_once('\t').unwrap_or((line, ""));
+            // A part of a macro may be compiled with other features than the same in a program.
+            let features = features.trim_end_matches(" (*)");
+            found.entry(package.to_owned()).or_default().insert(features.to_owned());
+        }
+        found
+    }
+
+    #[test]
+    fn what_this_program_is_built_of_is_not_compiled_once_more_for_the_tests() {
+        let tests = features(&["--workspace", "--edges", "all"]);
+        let twice: Vec<_> = features(&["--package", "xtask", "--edges", "normal,build"])
+            .into_iter()
+            .filter(|(package, features)| {
+                tests.get(package).is_none_or(|of_tests| !features.is_subset(of_tests))
+            })
+            .map(|(package, features)| {
+                format!("{package} has {features:?}, and for tests {:?}", tests.get(&package))
+            })
+            .collect();
+        assert!(twice.is_empty(), "in xtask/Cargo.toml, features are missing: {twice:#?}");
     }
 
     #[test]
