@@ -43,6 +43,8 @@ impl ImageProgressBar {
                     let doing = match stage {
                         PullStage::Finishing => "checking",
                         PullStage::Converting => "converting",
+                        PullStage::Exporting => "exporting",
+                        PullStage::Importing => "importing",
                         _ => "fetching",
                     };
                     (if now.total_bytes.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL }, doing)

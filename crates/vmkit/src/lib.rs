@@ -64,6 +64,8 @@
 //! ```
 
 pub mod abilities;
+#[cfg(feature = "images")]
+mod archive;
 mod backend;
 mod backend_tag;
 mod blocking;
@@ -92,6 +94,8 @@ mod logreader;
 mod manager;
 mod misplacement;
 pub mod network;
+#[cfg(feature = "images")]
+mod output_file;
 mod program;
 #[cfg(all(feature = "images", feature = "ssh", feature = "vmfile"))]
 pub mod project;
@@ -129,6 +133,8 @@ pub use lifecycle::{FailureCause, FailureKind, VmState};
 pub use log_position::LogPosition;
 pub use logreader::LogReader;
 pub use manager::{AutomaticSnapshots, SnapshotSchedule, VmEntry, VmManager, WaitCondition};
+#[cfg(feature = "images")]
+pub use manager::{HostFilePolicy, VmExportOptions, VmExportSummary, VmImportOptions, VmImportSummary};
 pub use program::{GuestExitStatus, ProgramOutput};
 #[doc(hidden)]
 pub use steps::set_step_hook;

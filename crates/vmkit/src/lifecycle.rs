@@ -10,7 +10,7 @@
 //!                                          │ ▲
 //!            Failed ──start──▶ Running     │ └──stop── Failed
 //!    save: from Running and Suspended to Saved; start and resume: from Saved to Running
-//!    snapshot: the state stays; restore: from every state to Stopped, or to Saved with memory
+//!    snapshot and export: the state stays; restore: from every state to Stopped, or to Saved with memory
 //!    destroy: from every state to Destroyed
 //! ```
 
@@ -96,6 +96,8 @@ pub enum Operation {
     Snapshot,
     /// Returns to a snapshot.
     Restore,
+    /// Writes the VM to a file that another home imports.
+    Export,
     /// Removes everything.
     Destroy,
 }
@@ -128,6 +130,7 @@ pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTra
         (Op::Resume, Running | Suspended | Saved) => Running,
         (Op::Save, Running | Suspended | Saved) => Saved,
         (Op::Snapshot, Prepared | Running | Suspended | Stopped) => state.clone(),
+        (Op::Export, Prepared | Saved | Stopped) => state.clone(),
         // Or `Saved`, with the memory of the snapshot.
         (Op::Restore, Prepared | Running | Suspended | Saved | Stopped | Failed { .. }) => Stopped,
         (_, state) => return Err(InvalidTransition { state: state.clone(), operation }),
@@ -141,6 +144,8 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
         (Operation::Suspend, VmState::Saved) => ": its memory is on disk already",
         (Operation::Snapshot, VmState::Saved) => ": start it first",
         (Operation::Snapshot, VmState::Failed { .. }) => ": start it again, or stop it",
+        (Operation::Export, VmState::Running | VmState::Suspended) => ": stop it, or save it to disk",
+        (Operation::Export, VmState::Failed { .. }) => ": stop it",
         (Operation::Suspend | Operation::Resume | Operation::Save, VmState::Prepared | VmState::Stopped) => {
             ": start it first"
         }
@@ -209,6 +214,7 @@ impl fmt::Display for Operation {
             Operation::Save => "save",
             Operation::Snapshot => "snapshot",
             Operation::Restore => "restore",
+            Operation::Export => "export",
             // As people say it, and the command: `vmkit rm`.
             Operation::Destroy => "remove",
         })
@@ -239,6 +245,7 @@ mod tests {
             (Op::Save, ["error", "saved", "saved", "saved", "error", "error"]),
             (Op::Snapshot, ["prepared", "running", "suspended", "error", "stopped", "error"]),
             (Op::Restore, ["stopped"; 6]),
+            (Op::Export, ["prepared", "error", "error", "saved", "stopped", "error"]),
             (Op::Destroy, ["destroyed"; 6]),
         ];
         for (operation, row) in table {

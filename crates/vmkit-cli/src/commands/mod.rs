@@ -6,8 +6,10 @@ mod cp;
 mod create;
 pub(crate) mod doctor;
 mod exec;
+mod export;
 mod forward;
 mod image;
+mod import;
 mod info;
 mod init;
 mod ip;
@@ -60,6 +62,8 @@ pub(crate) enum Command {
     Wait(wait::WaitArgs),
     Set(Box<set::SetArgs>),
     Snapshot(snapshot::SnapshotArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
     Forward(forward::ForwardArgs),
     #[command(visible_alias = "ssh")]
     Shell(shell::ShellArgs),
@@ -113,6 +117,7 @@ impl Command {
             Command::Exec(exec) => Some(&exec.name),
             Command::Set(set) => Some(&set.name),
             Command::Snapshot(snapshot) => Some(snapshot.vm()),
+            Command::Export(export) => Some(&export.name),
             _ => None,
         }
     }
@@ -133,6 +138,8 @@ impl Command {
             Command::Wait(command) => command.run(context),
             Command::Set(command) => command.run(context),
             Command::Snapshot(command) => command.run(context),
+            Command::Export(command) => command.run(context),
+            Command::Import(command) => command.run(context),
             Command::Forward(command) => command.run(context),
             Command::Shell(command) => command.run(context),
             Command::Exec(command) => command.run(context),

@@ -210,6 +210,10 @@ fn of_value(value: &str, problem: ValueProblem) -> Option<String> {
         ValueProblem::DiscImage => {
             format!("`vmkit create NAME --cdrom {file} --disk 20GiB --start` boots it, with an empty disk")
         }
+        ValueProblem::HostFiles => {
+            "--host-files accepts them, if you know who wrote the file; they have to be on this host"
+                .to_owned()
+        }
         _ => return None,
     })
 }

@@ -8,6 +8,7 @@
 mod agent;
 mod booting;
 mod console;
+mod exports;
 mod harness;
 mod inherited;
 mod life;

@@ -72,6 +72,7 @@ pub(crate) fn expected(
         Operation::Suspend | Operation::Resume => !capabilities.suspend,
         Operation::Save => !capabilities.save_to_disk,
         Operation::Snapshot | Operation::Restore => !capabilities.snapshots,
+        Operation::Export => !capabilities.export,
         _ => false,
     };
     match (next(state, operation), state) {
@@ -126,6 +127,16 @@ pub(crate) async fn apply<H: Backend>(
                     .await
                 }
                 None => Ok(Err(Error::Unsupported { backend: tag, what: "snapshots".to_owned() })),
+            }
+        }
+        Operation::Export => {
+            let tag = backend.tag();
+            match backend.abilities(&tag).export() {
+                Some(export) => {
+                    let exported = within("export", grace, export.export(vm, MemoryMode::Include)).await?;
+                    Ok(exported.map(|exported| vm.clone().in_state(exported.vm.state.clone())))
+                }
+                None => Ok(Err(Error::Unsupported { backend: tag, what: "exports".to_owned() })),
             }
         }
         Operation::Destroy => {

@@ -16,6 +16,7 @@ mod abilities;
 mod bench;
 mod contract;
 mod drops;
+mod export;
 mod options;
 mod report;
 mod runs;
@@ -51,6 +52,7 @@ where
     cases.extend(abilities::cases());
     cases.extend(runs::cases());
     cases.extend(snapshots::cases());
+    cases.extend(export::cases());
     let mut report = ConformanceReport::default();
     for case in cases {
         let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));

@@ -15,10 +15,12 @@
 //! | [`ResetEvents`] | ends a session whose guest was reset |
 //! | [`SaveToDisk`] | writes a guest's memory to disk; a start continues from there |
 //! | [`Snapshots`] | keeps states of a VM, and goes back to them |
+//! | [`Export`] | writes a VM to a file, and imports it into another home |
 //!
 //! The traits know nothing of each other, of the backends and of the manager.
 
 mod console_history;
+mod export;
 mod guest_agent;
 mod guest_clock;
 mod port_forwarding;
@@ -33,6 +35,7 @@ use std::pin::Pin;
 use serde::{Deserialize, Serialize};
 
 pub use console_history::{AttachedStream, ConsoleHistory, DynConsoleHistory};
+pub use export::{DynExport, Export, ExportedFile, ExportedVm, FileContent, ImportedVm};
 pub use guest_agent::{DynGuestAgentChannel, GuestAgentChannel};
 pub use guest_clock::{ClockState, ClockedVm, DynGuestClock, GuestClock};
 pub(crate) use port_forwarding::in_force;
@@ -114,6 +117,7 @@ pub struct Abilities<'a> {
     reset_events: Option<DynResetEvents<'a>>,
     save_to_disk: Option<DynSaveToDisk<'a>>,
     snapshots: Option<DynSnapshots<'a>>,
+    export: Option<DynExport<'a>>,
 }
 
 impl<'a> Abilities<'a> {
@@ -236,6 +240,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds exports and imports.
+    #[must_use]
+    pub fn with_export(mut self, backend: &'a impl Export) -> Self {
+        self.export = Some(DynExport::new(backend));
+        self
+    }
+
     /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(mut self) -> Self {
@@ -283,6 +294,11 @@ impl<'a> Abilities<'a> {
         self.snapshots
     }
 
+    /// Returns the ability to export VMs and to import them, if the backend has it.
+    pub fn export(&self) -> Option<DynExport<'a>> {
+        self.export
+    }
+
     /// Returns the abilities as data.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -294,6 +310,7 @@ impl<'a> Abilities<'a> {
             reset_events: self.reset_events.is_some(),
             save_to_disk: self.save_to_disk.is_some(),
             snapshots: self.snapshots.is_some(),
+            export: self.export.is_some(),
             ..self.plain
         }
     }
@@ -331,6 +348,8 @@ pub struct Capabilities {
     pub save_to_disk: bool,
     /// Whether snapshots can be taken ([`Snapshots`]).
     pub snapshots: bool,
+    /// Whether VMs can be exported and imported ([`Export`]).
+    pub export: bool,
     /// Whether the paths in a spec are files of this host, which the VMs open. `VmManager` then
     /// refuses disks that another VM writes to, and sizes below an image's.
     pub local_files: bool,

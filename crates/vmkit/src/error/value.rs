@@ -18,6 +18,8 @@ pub enum ValueProblem {
     DiscImage,
     /// A URL was given for a file.
     UrlNotFetched,
+    /// An export's VM uses files of the host that imports it.
+    HostFiles,
     /// Only a VM that is recreated can have another value.
     NeedsRecreate,
     /// Something else, which the text says.

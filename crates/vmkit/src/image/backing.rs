@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::qcow2_header::{MAGIC, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BYTES, parse};
+use super::qcow2_header::{MAGIC, MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BYTES, Qcow2Header, parse};
 use crate::error::{Error, Result};
 use crate::steps::step;
 use crate::store::stored_image;
@@ -49,6 +49,32 @@ pub(crate) struct Backing {
 /// # Errors
 /// `Io` if the overlay can't be read; `Record` if it is damaged, or does not say the format.
 pub(crate) fn backing(overlay: &Path) -> Result<Option<Backing>> {
+    let header = header(overlay)?;
+    let Some(found) = header.backing else { return Ok(None) };
+    let format = found
+        .format
+        .ok_or_else(|| Error::record(overlay, "this disk does not say the format of the file below it"))?;
+    let name = PathBuf::from(std::ffi::OsStr::from_bytes(&found.name));
+    Ok(Some(Backing { name, format }))
+}
+
+/// Returns what a disk from elsewhere is over, as [`backing`] does. It may name any file there.
+///
+/// # Errors
+/// As [`backing`]; `Record` for one whose data is in another file, is encrypted, or is marked as
+/// damaged.
+pub(crate) fn backing_of_foreign(disk: &Path) -> Result<Option<Backing>> {
+    let header = header(disk)?;
+    let refused = |problem: &str| Err(Error::record(disk, problem));
+    match () {
+        () if header.external_data_file => refused("the data of this disk is in another file"),
+        () if header.encrypted => refused("this disk is encrypted"),
+        () if header.marked_corrupt => refused("this disk is marked as damaged"),
+        () => backing(disk),
+    }
+}
+
+fn header(overlay: &Path) -> Result<Qcow2Header> {
     let read = || -> io::Result<(Vec<u8>, u64)> {
         let file = File::open(overlay)?;
         let bytes = file.metadata()?.len();
@@ -57,14 +83,7 @@ pub(crate) fn backing(overlay: &Path) -> Result<Option<Backing>> {
         Ok((head, bytes))
     };
     let (head, bytes) = read().map_err(Error::io("read", overlay))?;
-    let header =
-        parse(&head, bytes).map_err(|why| Error::record(overlay, format!("this disk is damaged: {why}")))?;
-    let Some(found) = header.backing else { return Ok(None) };
-    let format = found
-        .format
-        .ok_or_else(|| Error::record(overlay, "this disk does not say the format of the file below it"))?;
-    let name = PathBuf::from(std::ffi::OsStr::from_bytes(&found.name));
-    Ok(Some(Backing { name, format }))
+    parse(&head, bytes).map_err(|why| Error::record(overlay, format!("this disk is damaged: {why}")))
 }
 
 /// Returns the name of the backing file that an overlay records; `None` for a file without one, or
@@ -94,7 +113,23 @@ pub(crate) fn is_backing_settled(overlay: &Path, image: &Path) -> Result<bool> {
 /// that does not fit.
 pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
     let Some((offset, name, image)) = former_name(overlay, image)? else { return Ok(()) };
-    let now = name_at_home(overlay, &image).unwrap_or_else(|| image.clone());
+    tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %image.display(), "the image was moved");
+    put_name(overlay, offset, &image)
+}
+
+/// Puts an overlay that no process has open over an image; it has the name of another one.
+///
+/// # Errors
+/// As [`settle_backing`]; `Record` for a file that is over nothing.
+pub(crate) fn set_backing(overlay: &Path, image: &Path) -> Result<()> {
+    match recorded(overlay).map_err(Error::io("read", overlay))? {
+        Some((offset, _)) => put_name(overlay, offset, image),
+        None => Err(Error::record(overlay, "this disk is over no image")),
+    }
+}
+
+fn put_name(overlay: &Path, offset: u64, image: &Path) -> Result<()> {
+    let now = name_at_home(overlay, image).unwrap_or_else(|| image.to_owned());
     let (bytes, end) = (now.as_os_str().as_bytes(), offset + now.as_os_str().len() as u64);
     if bytes.len() > MAX_BACKING_NAME_BYTES as usize
         || end > cluster_bytes(overlay).map_err(Error::io("read", overlay))?
@@ -105,7 +140,6 @@ pub(crate) fn settle_backing(overlay: &Path, image: &Path) -> Result<()> {
         );
         return Err(Error::invalid("image", image.display(), why));
     }
-    tracing::info!(overlay = %overlay.display(), from = %name.display(), to = %now.display(), "the image was moved");
     rename(overlay, offset, bytes).map_err(Error::io("write", overlay))
 }
 

@@ -10,12 +10,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::OFlags;
-use rustix::io::Errno;
 use tokio::sync::watch;
 
 use super::disk::{DiskExtent, GuestDisk};
@@ -24,22 +23,12 @@ use super::progress::{PullProgress, PullStage};
 use super::sparse::SparseFile;
 use crate::blocking::blocking;
 use crate::error::{Error, Result, Subject};
-use crate::flock::{FileLock, LockMode};
+pub use crate::output_file::OverwritePolicy;
+use crate::output_file::{FileReaders, OutputFile};
 use crate::steps::step;
 
 /// How many bytes are read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
-/// The suffix of a file's name while it is being written.
-const UNFINISHED: &str = ".unfinished";
-
-/// What to do with a file that exists already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OverwritePolicy {
-    /// Keep it, and write nothing.
-    Stays,
-    /// Replace it, once everything is written.
-    Replaced,
-}
 
 /// Writes the disk of an image as a raw file, with holes for its zeros, and returns the disk's size
 /// in bytes.
@@ -68,11 +57,9 @@ pub async fn convert(
     {
         (ConvertTarget::Device(device(image, to)?), None)
     } else {
-        let unfinished = UnfinishedFile::begin(&to_place, to)?;
-        (
-            ConvertTarget::File(SparseFile::new(unfinished.lock.file().try_clone().map_err(failed())?)),
-            Some(unfinished),
-        )
+        let unfinished = OutputFile::begin(&to_place, to, FileReaders::AsUsual)?;
+        let file = unfinished.file().try_clone().map_err(failed())?;
+        (ConvertTarget::File(SparseFile::new(file)), Some(unfinished))
     };
     let asker = Arc::new(());
     let work = DiskCopy {
@@ -153,84 +140,6 @@ fn device(image: &ImageFacts, to: &Path) -> Result<File> {
         return Err(Error::invalid("file", to.display(), why));
     }
     Ok(device)
-}
-
-/// A file that is being written; removed when dropped, unless it got its final name.
-#[derive(Debug)]
-struct UnfinishedFile {
-    path: PathBuf,
-    lock: FileLock,
-    is_named: bool,
-}
-
-impl Drop for UnfinishedFile {
-    fn drop(&mut self) {
-        // The lock is held until after this, so the file is ours unless it got its final name.
-        if !self.is_named {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-impl UnfinishedFile {
-    /// Opens the file, empty, and locks it against other writers.
-    fn begin(place: &Path, to: &Path) -> Result<Self> {
-        let mut path = place.as_os_str().to_owned();
-        path.push(UNFINISHED);
-        let path = PathBuf::from(path);
-        let failed = || Error::io("write", to);
-        let open = || {
-            step("image: create the converted disk")?;
-            // A link there is not followed, and a FIFO not waited for.
-            let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-            OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path)
-        };
-        loop {
-            let file = open().map_err(failed())?;
-            let opened = file.metadata().map_err(failed())?;
-            if !opened.is_file() {
-                let why = "this is not a file, and the disk is written to this path first: remove it";
-                return Err(Error::invalid("file", path.display(), why));
-            }
-            let Ok(lock) = FileLock::try_take(file, LockMode::Alone).map_err(failed())? else {
-                return Err(Error::Busy { what: to.display().to_string(), holder: None });
-            };
-            // The previous holder may have given it its final name.
-            let is_it = |at: fs::Metadata| (at.dev(), at.ino()) == (opened.dev(), opened.ino());
-            if fs::symlink_metadata(&path).is_ok_and(is_it) {
-                lock.file().set_len(0).map_err(failed())?;
-                return Ok(Self { path, lock, is_named: false });
-            }
-        }
-    }
-
-    /// Renames it to its final name.
-    fn name(mut self, place: &Path, existing: OverwritePolicy) -> io::Result<()> {
-        step("image: name the converted disk")?;
-        match existing {
-            OverwritePolicy::Replaced => fs::rename(&self.path, place)?,
-            OverwritePolicy::Stays => rename_to_nothing(&self.path, place)?,
-        }
-        self.is_named = true;
-        File::open(place.parent().unwrap_or(place))?.sync_all()
-    }
-}
-
-/// Renames a file, unless one of that name exists by now.
-fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // Not every file system can do this.
-            Err(Errno::INVAL | Errno::NOSYS) => {}
-            renamed => return Ok(renamed?),
-        }
-    }
-    match fs::symlink_metadata(to) {
-        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(_) => fs::rename(from, to),
-    }
 }
 
 /// A copy in progress.

@@ -101,27 +101,27 @@ impl From<Digest> for String {
 
 /// Hashes bytes as they are received.
 #[derive(Clone)]
-pub(super) enum Hasher {
+pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Sha512),
 }
 
 impl Hasher {
-    pub(super) fn new(algorithm: DigestAlgorithm) -> Self {
+    pub(crate) fn new(algorithm: DigestAlgorithm) -> Self {
         match algorithm {
             DigestAlgorithm::Sha256 => Self::Sha256(Sha256::new()),
             DigestAlgorithm::Sha512 => Self::Sha512(Sha512::new()),
         }
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
-    pub(super) fn finish(self) -> Digest {
+    pub(crate) fn finish(self) -> Digest {
         match self {
             Self::Sha256(hasher) => {
                 Digest { algorithm: DigestAlgorithm::Sha256, hex: hex(&hasher.finalize()) }
@@ -133,7 +133,7 @@ impl Hasher {
     }
 
     /// Returns the checksum of these bytes.
-    pub(super) fn digest(algorithm: DigestAlgorithm, bytes: &[u8]) -> Digest {
+    pub(crate) fn digest(algorithm: DigestAlgorithm, bytes: &[u8]) -> Digest {
         let mut hasher = Self::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
@@ -141,7 +141,7 @@ impl Hasher {
 }
 
 /// Writes bytes as lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()

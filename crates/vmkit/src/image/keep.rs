@@ -43,13 +43,29 @@ impl LocalImages {
         origin: &ImageOrigin,
         name: NewName,
     ) -> Result<LocalImage> {
+        self.keep_as(taken, origin, Some(name)).await
+    }
+
+    /// Stores a received disk as a local image, as [`keep`](Self::keep) does; without a name it is
+    /// there as long as a VM needs it.
+    ///
+    /// # Errors
+    /// As for [`keep`](Self::keep).
+    pub(super) async fn keep_as(
+        &self,
+        taken: ReceivedImage,
+        origin: &ImageOrigin,
+        name: Option<NewName>,
+    ) -> Result<LocalImage> {
         let facts = inspect_from("image", &taken.disk, Some(origin))?;
-        if is_text(&facts) {
+        if let Some(name) = name.as_ref().filter(|_| is_text(&facts)) {
             tracing::warn!("{} is a text file, and is used as a raw disk", name.source);
         }
         refuse_disc(&facts.path, &origin.shown)?;
         let found = of_disk(&facts).map_err(|error| origin.named(error))?;
-        if let Some(found) = found.filter(|found| *found != name.arch) {
+        if let (Some(name), Some(found)) = (&name, found)
+            && found != name.arch
+        {
             let why =
                 format!("this is an image for {}, and {} was requested", found.as_str(), name.arch.as_str());
             return Err(Error::invalid("image", &name.name, why));
@@ -80,9 +96,11 @@ impl LocalImages {
             Some(image) if was_whole && self.is_sound(&image) => Ok(image),
             _ => self.write_content(&taken, content).await,
         };
-        let stored = match image {
-            Ok(image) => self.write_name(&name.of(id.clone(), taken.digest, now)).await.map(|()| image),
-            Err(error) => Err(error),
+        let stored = match (image, name) {
+            (Ok(image), Some(name)) => {
+                self.write_name(&name.of(id.clone(), taken.digest, now)).await.map(|()| image)
+            }
+            (image, _) => image,
         };
         match stored {
             Ok(image) => {
@@ -110,7 +128,7 @@ impl LocalImages {
     }
 
     /// Returns whether a local image still has its recorded hash.
-    async fn is_whole(&self, id: &Digest) -> Result<bool> {
+    pub(super) async fn is_whole(&self, id: &Digest) -> Result<bool> {
         let Some(_lock) = self.hold(id, LockMode::Shared).await? else { return Ok(false) };
         match self.read_unless_spoilt(id)? {
             // An image that can't be read is damaged.

@@ -59,6 +59,8 @@ mod files;
 mod identity;
 #[cfg(feature = "images")]
 mod import;
+#[cfg(feature = "images")]
+mod imported_base;
 mod inspect;
 #[cfg(feature = "images")]
 mod intake;
@@ -112,7 +114,9 @@ mod watch;
 
 pub use crate::image_format::ImageFormat;
 #[cfg(all(target_os = "linux", feature = "qemu"))]
-pub(crate) use backing::{Backing, backing, backing_name, is_backing_settled, settle_backing};
+pub(crate) use backing::{
+    Backing, backing, backing_name, backing_of_foreign, is_backing_settled, set_backing, settle_backing,
+};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
 pub use create::{MAX_DISK_BYTES, create_blank, create_overlay, grow_disk};
 #[cfg(all(target_os = "linux", feature = "qemu"))]
@@ -138,9 +142,13 @@ pub use convert::{OverwritePolicy, convert};
 #[cfg(feature = "images")]
 pub use credentials::RegistryCredentials;
 #[cfg(feature = "images")]
+pub(crate) use digest::Hasher;
+#[cfg(feature = "images")]
 pub use digest::{Digest, DigestAlgorithm};
 #[cfg(feature = "images")]
 pub use import::ImportOptions;
+#[cfg(feature = "images")]
+pub(crate) use imported_base::ImportedBase;
 #[cfg(feature = "images")]
 pub use kept::{LocalImage, LocalName, Verification};
 #[cfg(feature = "images")]
@@ -153,6 +161,8 @@ pub use proxy::Proxies;
 pub use reference::{ImageName, ImageRef, ImageUrl, OciRef};
 #[cfg(feature = "images")]
 pub use removal::RemovedImage;
+#[cfg(feature = "images")]
+pub(crate) use sparse::SparseFile;
 #[cfg(feature = "images")]
 pub use store::{ImageStore, PullPolicy};
 #[cfg(feature = "images")]

@@ -1,8 +1,8 @@
-//! The progress of a pull, an import or a conversion, as data.
+//! The progress of a pull, an import, a conversion, or an export of a VM, as data.
 //!
 //! Pure: data.
 
-/// The progress of an image.
+/// The progress of an image, or of a VM's export or import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PullProgress {
     /// The present phase.
@@ -13,7 +13,7 @@ pub struct PullProgress {
     pub total_bytes: Option<u64>,
 }
 
-/// A phase of a pull, an import or a conversion.
+/// A phase of a pull, an import, a conversion, or an export of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PullStage {
@@ -26,6 +26,10 @@ pub enum PullStage {
     Fetching,
     /// The image is converted; the bytes are those of the disk.
     Converting,
+    /// The files of a VM are checked, and written to an export.
+    Exporting,
+    /// The files of a VM are read from an export.
+    Importing,
     /// The image is complete; its checksum is compared, and it is synced.
     Finishing,
 }

@@ -10,7 +10,7 @@ const HOLE_BYTES: usize = 64 << 10;
 
 /// A growing file with holes.
 #[derive(Debug)]
-pub(super) struct SparseFile {
+pub(crate) struct SparseFile {
     file: File,
     /// How many bytes are written, including holes at the end.
     end: u64,
@@ -18,24 +18,24 @@ pub(super) struct SparseFile {
 
 impl SparseFile {
     /// Starts at the beginning of an empty file.
-    pub(super) fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { file, end: 0 }
     }
 
     /// Returns how many bytes are written.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
     /// Continues after what an earlier writer left, and reads that.
-    pub(super) fn reread(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn reread(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, self.end)?;
         self.end += buffer.len() as u64;
         Ok(())
     }
 
     /// Writes the next bytes.
-    pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         // The pieces end at block boundaries, or a hole would not be one.
         let to_boundary = HOLE_BYTES - usize::try_from(self.end % HOLE_BYTES as u64).unwrap_or(0);
         let (first, rest) = bytes.split_at(to_boundary.min(bytes.len()));
@@ -54,7 +54,7 @@ impl SparseFile {
     }
 
     /// Leaves a hole.
-    pub(super) fn skip(&mut self, bytes: u64) {
+    pub(crate) fn skip(&mut self, bytes: u64) {
         self.end += bytes;
     }
 
@@ -63,7 +63,7 @@ impl SparseFile {
     }
 
     /// Sets the file's length, which a hole at the end does not.
-    pub(super) fn finish(self) -> io::Result<File> {
+    pub(crate) fn finish(self) -> io::Result<File> {
         self.file.set_len(self.end)?;
         Ok(self.file)
     }

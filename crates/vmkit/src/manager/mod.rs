@@ -14,7 +14,13 @@ mod clock;
 mod console;
 mod disks;
 mod ephemeral;
+#[cfg(feature = "images")]
+mod export;
 mod forward;
+#[cfg(feature = "images")]
+mod import;
+#[cfg(all(test, target_os = "linux", feature = "images", feature = "qemu"))]
+mod import_tests;
 mod list;
 #[cfg(feature = "ssh")]
 mod login;
@@ -39,6 +45,10 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 use uuid::Uuid;
 
+#[cfg(feature = "images")]
+pub use export::{VmExportOptions, VmExportSummary};
+#[cfg(feature = "images")]
+pub use import::{HostFilePolicy, VmImportOptions, VmImportSummary};
 pub use list::VmEntry;
 #[cfg(all(feature = "ssh", feature = "images"))]
 pub(crate) use login::GuestAge;
@@ -194,20 +204,7 @@ impl<H: Backend + 'static> VmManager<H> {
 
     async fn create_in_span(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         self.check_id(&spec)?;
-        let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
-        match locked.record()? {
-            Some(record) if record.is_unfinished() && !self.is_whole(&record).await? => {
-                self.hypervisor.destroy(record.handle).await?
-            }
-            Some(_) => return Err(Error::already_exists(Subject::Vm, spec.name())),
-            None => {}
-        }
-        if let Some(path) = locked.stranger()? {
-            let problem =
-                format!("the directory of the VM `{}` exists, without a record of its owner", spec.name());
-            return Err(Error::record(path, problem));
-        }
-        locked.clear()?;
+        let locked = self.lock_free(&spec).await?;
         self.make(locked, spec).await
     }
 

@@ -6,10 +6,10 @@ use tracing::warn;
 
 use super::{PATIENCE, VmManager, found, sweep};
 use crate::backend::supervise::alive;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 use crate::hypervisor::Backend;
 use crate::span::{operation, within};
-use crate::spec::VmName;
+use crate::spec::{VmName, VmSpec};
 use crate::store::{LockedVm, Misplacement};
 
 impl<H: Backend + 'static> VmManager<H> {
@@ -34,6 +34,28 @@ impl<H: Backend + 'static> VmManager<H> {
             }
         };
         within(operation!("remove", vm = name), remove).await
+    }
+
+    /// Locks the name of a new VM, and removes what an interrupted creation or removal left.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `Busy`; those of the home.
+    pub(super) async fn lock_free(&self, spec: &VmSpec) -> Result<LockedVm> {
+        let locked = self.store.lock_new(spec.name(), Instant::now() + PATIENCE).await?;
+        match locked.record()? {
+            Some(record) if record.is_unfinished() && !self.is_whole(&record).await? => {
+                self.hypervisor.destroy(record.handle).await?
+            }
+            Some(_) => return Err(Error::already_exists(Subject::Vm, spec.name())),
+            None => {}
+        }
+        if let Some(path) = locked.stranger()? {
+            let problem =
+                format!("the directory of the VM `{}` exists, without a record of its owner", spec.name());
+            return Err(Error::record(path, problem));
+        }
+        locked.clear()?;
+        Ok(locked)
     }
 
     /// Removes a directory whose record is of a VM of another name, and nothing of that VM.

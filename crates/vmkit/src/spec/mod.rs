@@ -302,6 +302,29 @@ impl VmSpec {
         self
     }
 
+    /// Returns the same spec with its root disk over an image at another place; one without a base
+    /// image is not changed.
+    #[cfg(feature = "images")]
+    pub(crate) fn with_base_image(mut self, image: &Path) -> Self {
+        if let Some(disk) = self.0.disk.as_mut().filter(|disk| disk.base().is_some()) {
+            image.clone_into(&mut disk.image);
+        }
+        self
+    }
+
+    /// Returns the files of the host that the VM uses, but for its base image.
+    #[cfg(feature = "images")]
+    pub(crate) fn host_files(&self) -> Vec<PathBuf> {
+        let base = self.disk().map(|disk| disk.image.clone());
+        let mut files = Vec::new();
+        let mut spec = self.clone();
+        spec.for_each_path(&mut |path| files.push(path.clone()));
+        if base.is_some() {
+            files.remove(0);
+        }
+        files
+    }
+
     /// Returns the options of its backend.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.0.backend_options

@@ -33,6 +33,12 @@ impl LockedVm {
         &self.dir
     }
 
+    /// Returns the directory of the VM's small files.
+    #[cfg(feature = "images")]
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.dir.join(home::KEPT)
+    }
+
     /// Reads the record, after removing files that a killed process left half-written.
     pub(crate) fn record(&self) -> Result<Option<VmRecord>> {
         for (_, unfinished) in UNFINISHED {
@@ -101,6 +107,15 @@ impl LockedVm {
     pub(crate) fn snapshot(&self, name: &SnapshotName) -> Result<Option<VmRecord>> {
         let path = self.dir.join(snapshot_file(name));
         read_bytes(&path)?.map(|bytes| decode(&self.home, &path, &bytes)).transpose()
+    }
+
+    /// Returns the bytes of a record that another home can read.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a spec that can't be recorded.
+    #[cfg(feature = "images")]
+    pub(crate) fn encode(&self, record: &VmRecord) -> Result<Vec<u8>> {
+        self.home.paths_to_write().portable(record.clone()).encode()
     }
 
     /// Removes what a VM was when a snapshot of it was taken.

@@ -140,6 +140,15 @@ impl RecordStore {
         is_same() && !lock::is_held(&self.home.vm(name).join(LOCK)) && is_same()
     }
 
+    /// Reads a record of another home from its bytes; `path` is where they came from.
+    ///
+    /// # Errors
+    /// `Record`.
+    #[cfg(feature = "images")]
+    pub(crate) fn decode(&self, path: &Path, bytes: &[u8]) -> Result<VmRecord> {
+        files::decode(&self.home, path, bytes)
+    }
+
     /// Starts to watch a VM's record.
     pub(crate) fn changes(&self, name: &VmName) -> Result<RecordChanges> {
         RecordChanges::of(&self.home.vm(name))

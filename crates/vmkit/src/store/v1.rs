@@ -211,7 +211,7 @@ stored! {
 
     #[serde(rename_all = "lowercase")]
     enum Operation = lifecycle::Operation {
-        Prepare, Start, Stop, Suspend, Resume, Save, Snapshot, Restore, Destroy
+        Prepare, Start, Stop, Suspend, Resume, Save, Snapshot, Restore, Export, Destroy
     }
 
     struct Handle = handle::VmHandle {

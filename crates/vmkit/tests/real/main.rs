@@ -11,6 +11,8 @@ mod console;
 mod convert;
 mod crash;
 mod devices;
+#[cfg(feature = "images")]
+mod export;
 mod guest;
 mod harness;
 mod host;

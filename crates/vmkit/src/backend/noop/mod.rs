@@ -1,6 +1,7 @@
 //! The contract's reference: a backend in memory, where nothing runs and which can be told to fail.
 
 mod console;
+mod export;
 mod snapshots;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -363,7 +364,8 @@ impl Backend for NoopHypervisor {
             .with_port_forwarding(self)
             .with_preflight(self)
             .with_save_to_disk(self)
-            .with_snapshots(self);
+            .with_snapshots(self)
+            .with_export(self);
         match self.consoles {
             Some(_) => abilities.with_shared_console(),
             None => abilities,

@@ -109,7 +109,7 @@ impl OwnDisk {
     }
 
     /// Returns which layer of this disk a file is, by its name.
-    fn id_of(&self, name: &OsStr) -> Option<LayerId> {
+    pub(super) fn id_of(&self, name: &OsStr) -> Option<LayerId> {
         let rest = name.to_str()?.strip_prefix(self.stem())?.strip_prefix('-')?;
         LayerId::parse(rest.strip_suffix(".qcow2")?)
     }

@@ -24,9 +24,11 @@ mod devices;
 mod disks;
 mod elsewhere;
 mod events;
+mod export;
 mod facts;
 mod forward;
 pub(crate) mod identity;
+mod import;
 mod layers;
 mod layout;
 mod merge;
@@ -599,6 +601,7 @@ impl Backend for QemuHypervisor {
             .with_guest_clock(self)
             .with_save_to_disk(self)
             .with_snapshots(self)
+            .with_export(self)
     }
 }
 

@@ -130,7 +130,10 @@ pub(super) async fn saved_by(qmp: &mut QmpClient, layout: &QemuLayout, limit: In
 }
 
 /// Ends the QEMU of a saved guest.
-async fn end(layout: &QemuLayout) -> Result<()> {
+///
+/// # Errors
+/// `TimedOut`; `Io`.
+pub(super) async fn end(layout: &QemuLayout) -> Result<()> {
     if let ProcessState::Live(process) = process::look(&layout.place()).await? {
         mark_asked(layout);
         match stop::force(layout, &process).await? {

@@ -176,14 +176,27 @@ impl SavedGuest {
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn put(mut self, spec: &VmSpec, layout: &QemuLayout, memory: &Path) -> Result<()> {
-        let own = stamps(spec, layout)?.into_iter().filter(|stamp| !stamp.is_users());
-        self.disks = own.chain(self.disks.into_iter().filter(DiskStamp::is_users)).collect();
+    pub(super) fn put(self, spec: &VmSpec, layout: &QemuLayout, memory: &Path) -> Result<()> {
+        let saved = self.with_own_disks(spec, layout)?;
         let path = layout.memory_file();
         step("restore: link the memory")
             .and_then(|()| fs::hard_link(memory, &path))
             .map_err(Error::io("link", &path))?;
-        self.write(layout)
+        saved.write(layout)
+    }
+
+    /// Notes the VM's own disks as they are now: the same bytes were received with the memory.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn keep_own_disks(self, spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
+        self.with_own_disks(spec, layout)?.write(layout)
+    }
+
+    fn with_own_disks(mut self, spec: &VmSpec, layout: &QemuLayout) -> Result<Self> {
+        let own = stamps(spec, layout)?.into_iter().filter(|stamp| !stamp.is_users());
+        self.disks = own.chain(self.disks.into_iter().filter(DiskStamp::is_users)).collect();
+        Ok(self)
     }
 
     /// Notes the disks as they are now: vmkit itself has changed one.
@@ -246,9 +259,8 @@ impl SavedGuest {
         };
         self.devices(spec.name())?;
         let ((major, minor), (now_major, now_minor)) = (self.qemu, facts.version);
-        let is_versioned = self.machine.ends_with(|last: char| last.is_ascii_digit());
-        if self.qemu > facts.version || (!is_versioned && self.qemu != facts.version) {
-            let newer = if is_versioned { " or newer" } else { "" };
+        let newer = self.or_newer();
+        if self.qemu > facts.version || (newer.is_empty() && self.qemu != facts.version) {
             return other(format!("QEMU {major}.{minor}{newer}"), format!("this is {now_major}.{now_minor}"));
         }
         if self.accel != facts.accel {
@@ -282,7 +294,11 @@ impl SavedGuest {
         Ok(())
     }
 
-    fn check_disks(&self, spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
+    /// Refuses disks that were changed since.
+    ///
+    /// # Errors
+    /// `InvalidInput` on `saved`; `Io`.
+    pub(super) fn check_disks(&self, spec: &VmSpec, layout: &QemuLayout) -> Result<()> {
         let now = stamps(spec, layout)?;
         for stamp in &self.disks {
             if !now.contains(stamp) {
@@ -295,6 +311,42 @@ impl SavedGuest {
             }
         }
         Ok(())
+    }
+
+    /// Reads memory that is to be copied, and refuses one that is not as it was written.
+    ///
+    /// # Errors
+    /// `Record`; `Io`.
+    pub(super) async fn check_whole(&self, memory: &Path) -> Result<()> {
+        self.check_length(memory)?;
+        let (guest, path) = (self.clone(), memory.to_owned());
+        let checked = blocking(move || {
+            let memory = open_regular(&path).map_err(denied("read", &path))?;
+            guest.check_memory(&path, &memory)
+        });
+        match checked.await? {
+            // Nothing is to be continued here.
+            Err(Error::NotContinued { source }) => Err(*source),
+            checked => checked,
+        }
+    }
+
+    /// Returns what a host has to have where the guest continues.
+    pub(super) fn needs(&self) -> String {
+        let (major, minor) = self.qemu;
+        let cpu = self.cpu.as_ref().map_or_else(String::new, |cpu| format!(", CPU {cpu}"));
+        format!(
+            "QEMU {major}.{minor}{}, machine {}, accelerator {}{cpu}",
+            self.or_newer(),
+            self.machine,
+            self.accel.as_str()
+        )
+    }
+
+    /// Returns whether newer versions of QEMU have the machine, too, as words.
+    fn or_newer(&self) -> &'static str {
+        let is_versioned = self.machine.ends_with(|last: char| last.is_ascii_digit());
+        if is_versioned { " or newer" } else { "" }
     }
 
     /// Reads the memory, and refuses one that is not as it was written. Blocks.

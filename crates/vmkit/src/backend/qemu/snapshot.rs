@@ -175,7 +175,7 @@ fn refuse_foreign_disks(spec: &VmSpec) -> Result<()> {
 }
 
 /// Checks that everything of a snapshot is there, before anything is discarded for it.
-fn check_parts(layout: &QemuLayout, disks: &[OwnDisk], record: &SnapshotRecord) -> Result<()> {
+pub(super) fn check_parts(layout: &QemuLayout, disks: &[OwnDisk], record: &SnapshotRecord) -> Result<()> {
     let instead = "restore it from a backup, or remove the snapshot";
     for disk in disks {
         let layer = disk.layer(&record.layer);

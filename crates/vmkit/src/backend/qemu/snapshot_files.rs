@@ -88,14 +88,23 @@ impl SnapshotRecord {
         }
     }
 
+    /// Returns the same as one of the disks alone: its guest boots as after a power cut.
+    pub(super) fn without_memory(self) -> Self {
+        Self { kind: SnapshotKind::CrashConsistent, memory: None, ..self }
+    }
+
+    /// Returns its bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("it has only text, numbers and lists")
+    }
+
     /// Writes the record: from now on the snapshot is there, also after a power cut.
     ///
     /// # Errors
     /// `Io`; then it is not.
     pub(super) fn write(&self, layout: &QemuLayout) -> Result<()> {
         let path = layout.snapshot_file(&self.name);
-        let text = serde_json::to_vec_pretty(self).map_err(io::Error::other);
-        let written = text.and_then(|text| replace(&path, &text));
+        let written = replace(&path, &self.encode());
         if written.is_err() {
             // Renamed, but not certainly so after a power cut.
             let _ = fs::remove_file(&path);

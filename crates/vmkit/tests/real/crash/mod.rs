@@ -2,6 +2,8 @@
 //! one by one, and its home is moved, copied, and entered by another user.
 
 mod copied_home;
+#[cfg(feature = "images")]
+mod exports;
 mod foreign_home;
 mod moved_home;
 mod moved_vm;
@@ -115,6 +117,8 @@ impl World {
             "forward" => self.manager.add_forward(&name, &echo()).await.map(drop),
             "unforward" => self.manager.remove_forward(&name, &echo()).await.map(drop),
             "remove" => self.manager.remove(&name, true).await,
+            #[cfg(feature = "images")]
+            _ if exports::WORDS.contains(&word) => self.operate_on_exports(word).await,
             _ => self.operate_on_snapshots(word).await,
         }
     }
@@ -238,7 +242,9 @@ impl World {
     fn go_on(&self, word: &str, state: &str, place: &str) {
         let again = runtime().block_on(self.operate(word));
         let is_done = matches!((word, state), ("create", "prepared") | ("remove", "") | ("unforward", _))
-            || snapshots::is_there_once(word);
+            || snapshots::is_there_once(word)
+            || word == "export"
+            || (word == "import" && state == "prepared");
         match again {
             Err(error) if is_done => {
                 let kinds = [ErrorKind::AlreadyExists, ErrorKind::NotFound];
@@ -250,7 +256,7 @@ impl World {
             return self.assert_snapshots(state, place);
         }
         let (reached, qemus) = match word {
-            "create" => ("prepared", 0),
+            "create" | "export" | "import" => ("prepared", 0),
             "start" | "resume" | "forward" | "unforward" => ("running", 1),
             "stop" => ("stopped", 0),
             "suspend" => ("suspended", 1),
@@ -258,6 +264,10 @@ impl World {
             _ => ("", 0),
         };
         assert_eq!(self.listed(), reached, "{place}");
+        #[cfg(feature = "images")]
+        if exports::WORDS.contains(&word) {
+            self.assert_export_tidy(place);
+        }
         assert_eq!(self.qemus(), qemus, "{place}");
         if qemus == 1 {
             let vm = runtime().block_on(self.manager.info(&web())).unwrap();
@@ -379,7 +389,7 @@ fn fail_step(word: &str, before: &[&str], allowed: &[&str], at: u64, lasting: Fa
     let state = world.listed();
     assert!(allowed.contains(&state), "{place}: {state}");
     assert!(world.qemus() <= 1, "{place}: {:?}", world.holders());
-    if word == "create" && lasting == FaultDuration::Once && outcome.is_err() {
+    if ["create", "import"].contains(&word) && lasting == FaultDuration::Once && outcome.is_err() {
         assert!(world.remains().is_empty(), "{place}: {:?}", world.remains());
     }
     world.assert_removable(&place);
