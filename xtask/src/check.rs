@@ -6,6 +6,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
@@ -29,27 +30,13 @@ const TESTS: [(&[&str], Option<u32>); 3] = [
 pub(crate) fn run() -> Result<()> {
     let began = Instant::now();
     setup::run()?;
-    step("format", cargo(&["fmt", "--all", "--check"]))?;
-    step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    for features in PARTS {
-        let part = ["clippy", "-p", "vmkit", "--locked", "--no-default-features", "--features", features];
-        step(
-            &format!("clippy of vmkit with {features:?}"),
-            cargo(&[&part[..], &["--", "-D", "warnings"]].concat()),
-        )?;
-    }
-    announce("tidy");
-    tidy::run()?;
-    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
-    doc.env("RUSTDOCFLAGS", "-D warnings");
-    step("documentation", doc)?;
-    announce("guests");
-    for one in [Guest::Tiny, Guest::Debian] {
-        guest::ensure_built(one, false)?;
-    }
-    // The programs too: tests start the command, the keeper and the faulty QEMU from where cargo
-    // puts them.
-    step("build", cargo(&["build", "--workspace", "--all-targets", "--locked"]))?;
+    // The guests are built beside: that waits for downloads, and mostly uses one CPU.
+    thread::scope(|scope| {
+        let guests = scope.spawn(build_guests);
+        check_and_build()?;
+        announce("guests");
+        guests.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     announce("tests");
     let mut count = Count::new();
     for (targets, threads) in TESTS {
@@ -67,6 +54,34 @@ pub(crate) fn run() -> Result<()> {
     println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skips.len());
     if count.failed > 0 || !count.is_clean {
         return Err(Error::failed("tests failed"));
+    }
+    Ok(())
+}
+
+/// Checks the code and compiles all of it.
+fn check_and_build() -> Result<()> {
+    step("format", cargo(&["fmt", "--all", "--check"]))?;
+    announce("tidy");
+    tidy::run()?;
+    step("clippy", cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
+    for features in PARTS {
+        let part = ["clippy", "-p", "vmkit", "--locked", "--no-default-features", "--features", features];
+        step(
+            &format!("clippy of vmkit with {features:?}"),
+            cargo(&[&part[..], &["--", "-D", "warnings"]].concat()),
+        )?;
+    }
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation", doc)?;
+    // The programs too: tests start the command, the keeper and the faulty QEMU from where cargo
+    // puts them.
+    step("build", cargo(&["build", "--workspace", "--all-targets", "--locked"]))
+}
+
+fn build_guests() -> Result<()> {
+    for one in [Guest::Tiny, Guest::Debian] {
+        guest::ensure_built(one, false)?;
     }
     Ok(())
 }
