@@ -65,7 +65,8 @@ fn a_launched_guest_is_entered_in_every_way() {
 
     // cloud-init reboots the guest at the end of its first boot: the launch goes on after that.
     let theirs = life.file("user-data");
-    let reboots = "#cloud-config\nbootcmd: [echo boot >> /var/log/boots]\npower_state: {mode: reboot}\n";
+    let reboots =
+        "#cloud-config\nbootcmd: [echo boot >> /var/log/boots]\npower_state: {mode: reboot, timeout: 600}\n";
     fs::write(&theirs, reboots).unwrap();
     let mut once = vec!["--rm", "--timeout", "900", "--cloud-init", &theirs, "--", "sh", "-c"];
     once.push("cat; cat /var/log/boots; exit 9");
@@ -117,7 +118,7 @@ fn a_launch_reports_a_cloud_init_that_failed_before_the_first_login() {
 fn a_guest_that_cloud_init_powers_off_ends_its_launch() {
     let life = Life::new();
     let theirs = life.file("user-data");
-    fs::write(&theirs, "#cloud-config\npower_state: {mode: poweroff}\n").unwrap();
+    fs::write(&theirs, "#cloud-config\npower_state: {mode: poweroff, timeout: 600}\n").unwrap();
     let options = ["--cloud-init", &theirs, "--timeout", "900", "deb"];
     let ended = life.vmkit(launch_arguments(&life, &guest::debian(), &options));
     assert_eq!(ended.code, Some(4), "{ended:?}");
