@@ -27,6 +27,7 @@ pub fn steps(length: usize) -> impl Strategy<Value = Vec<WalkStep>> {
         2 => Just(Operation::Snapshot),
         1 => Just(Operation::Restore),
         1 => Just(Operation::Export),
+        1 => Just(Operation::Clone),
         1 => Just(Operation::Destroy),
     ];
     let step =

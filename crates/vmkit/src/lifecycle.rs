@@ -98,6 +98,8 @@ pub enum Operation {
     Restore,
     /// Writes the VM to a file that another home imports.
     Export,
+    /// Creates a VM as a copy of this one.
+    Clone,
     /// Removes everything.
     Destroy,
 }
@@ -131,6 +133,7 @@ pub fn next(state: &VmState, operation: Operation) -> Result<VmState, InvalidTra
         (Op::Save, Running | Suspended | Saved) => Saved,
         (Op::Snapshot, Prepared | Running | Suspended | Stopped) => state.clone(),
         (Op::Export, Prepared | Saved | Stopped) => state.clone(),
+        (Op::Clone, Prepared | Stopped) => state.clone(),
         // Or `Saved`, with the memory of the snapshot.
         (Op::Restore, Prepared | Running | Suspended | Saved | Stopped | Failed { .. }) => Stopped,
         (_, state) => return Err(InvalidTransition { state: state.clone(), operation }),
@@ -146,6 +149,12 @@ fn hint(state: &VmState, operation: &Operation) -> &'static str {
         (Operation::Snapshot, VmState::Failed { .. }) => ": start it again, or stop it",
         (Operation::Export, VmState::Running | VmState::Suspended) => ": stop it, or save it to disk",
         (Operation::Export, VmState::Failed { .. }) => ": stop it",
+        (Operation::Clone, VmState::Running | VmState::Suspended) => {
+            ": stop it first, or clone one of its snapshots"
+        }
+        (Operation::Clone, VmState::Saved | VmState::Failed { .. }) => {
+            ": start and stop it first, or clone one of its snapshots"
+        }
         (Operation::Suspend | Operation::Resume | Operation::Save, VmState::Prepared | VmState::Stopped) => {
             ": start it first"
         }
@@ -215,6 +224,7 @@ impl fmt::Display for Operation {
             Operation::Snapshot => "snapshot",
             Operation::Restore => "restore",
             Operation::Export => "export",
+            Operation::Clone => "clone",
             // As people say it, and the command: `vmkit rm`.
             Operation::Destroy => "remove",
         })
@@ -246,6 +256,7 @@ mod tests {
             (Op::Snapshot, ["prepared", "running", "suspended", "error", "stopped", "error"]),
             (Op::Restore, ["stopped"; 6]),
             (Op::Export, ["prepared", "error", "error", "saved", "stopped", "error"]),
+            (Op::Clone, ["prepared", "error", "error", "error", "stopped", "error"]),
             (Op::Destroy, ["destroyed"; 6]),
         ];
         for (operation, row) in table {

@@ -6,7 +6,7 @@
 #[doc(no_inline)]
 pub use crate::QemuHypervisor;
 pub use crate::backend::qemu::agent::{GuestAgent, GuestInterface, ShutdownMode};
-pub use crate::backend::qemu::identity::{IdentityPart, RenewedIdentity, SharedPart};
+pub use crate::backend::qemu::identity::{IdentityPart, NewIdentity, RenewedIdentity, SharedPart};
 pub use crate::backend::qemu::{
     Accelerator, DeviceVersion, FirmwareFiles, PrepareStep, QemuHypervisorBuilder, QemuPlan, RestoreStep,
     SeedStep, SocketPlan, UpdateStep,

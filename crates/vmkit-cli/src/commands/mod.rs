@@ -1,5 +1,6 @@
 //! The commands, a file for each.
 
+mod clone;
 mod completions;
 mod console;
 mod cp;
@@ -7,6 +8,7 @@ mod create;
 pub(crate) mod doctor;
 mod exec;
 mod export;
+mod fork;
 mod forward;
 mod image;
 mod import;
@@ -64,6 +66,8 @@ pub(crate) enum Command {
     Snapshot(snapshot::SnapshotArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
+    Clone(clone::CloneArgs),
+    Fork(fork::ForkArgs),
     Forward(forward::ForwardArgs),
     #[command(visible_alias = "ssh")]
     Shell(shell::ShellArgs),
@@ -118,6 +122,8 @@ impl Command {
             Command::Set(set) => Some(&set.name),
             Command::Snapshot(snapshot) => Some(snapshot.vm()),
             Command::Export(export) => Some(&export.name),
+            Command::Clone(clone) => Some(&clone.source.vm),
+            Command::Fork(fork) => Some(&fork.source.vm),
             _ => None,
         }
     }
@@ -140,6 +146,8 @@ impl Command {
             Command::Snapshot(command) => command.run(context),
             Command::Export(command) => command.run(context),
             Command::Import(command) => command.run(context),
+            Command::Clone(command) => command.run(context),
+            Command::Fork(command) => command.run(context),
             Command::Forward(command) => command.run(context),
             Command::Shell(command) => command.run(context),
             Command::Exec(command) => command.run(context),

@@ -7,6 +7,7 @@
 
 mod agent;
 mod booting;
+mod clones;
 mod console;
 mod exports;
 mod harness;

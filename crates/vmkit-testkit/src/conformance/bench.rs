@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use uuid::Uuid;
-use vmkit::abilities::{DynSnapshots, MemoryMode};
+use vmkit::abilities::{CloneRequest, DynSnapshots, MemoryMode};
 use vmkit::lifecycle::{Operation, VmState, next};
 use vmkit::spec::{SnapshotName, VmName, VmSpec};
 use vmkit::{Backend, Capabilities, Error, ErrorKind, VmHandle};
@@ -73,6 +73,7 @@ pub(crate) fn expected(
         Operation::Save => !capabilities.save_to_disk,
         Operation::Snapshot | Operation::Restore => !capabilities.snapshots,
         Operation::Export => !capabilities.export,
+        Operation::Clone => !capabilities.clones,
         _ => false,
     };
     match (next(state, operation), state) {
@@ -139,6 +140,21 @@ pub(crate) async fn apply<H: Backend>(
                 None => Ok(Err(Error::Unsupported { backend: tag, what: "exports".to_owned() })),
             }
         }
+        Operation::Clone => {
+            let tag = backend.tag();
+            let Some(clones) = backend.abilities(&tag).clones() else {
+                return Ok(Err(Error::Unsupported { backend: tag, what: "clones".to_owned() }));
+            };
+            let request = CloneRequest::new((options.spec)(new_clone_name()).with_id(Uuid::new_v4()));
+            match within("create_clone", grace, clones.create_clone(vm, &request)).await? {
+                Ok(clone) => {
+                    within("destroy", grace, backend.destroy(clone)).await??;
+                    let state = within("state", grace, backend.state(vm)).await?;
+                    Ok(state.map(|state| vm.clone().in_state(state)))
+                }
+                Err(error) => Ok(Err(error)),
+            }
+        }
         Operation::Destroy => {
             let gone = within("destroy", grace, backend.destroy(vm.clone())).await?;
             Ok(gone.map(|()| vm.clone().in_state(VmState::Destroyed)))
@@ -169,6 +185,13 @@ pub(crate) fn new_snapshot_name() -> SnapshotName {
     static LAST: AtomicU32 = AtomicU32::new(0);
     let number = LAST.fetch_add(1, Ordering::Relaxed);
     SnapshotName::new(format!("snapshot-{number}")).expect("letters, digits and a hyphen")
+}
+
+/// Returns a name that no other clone has.
+pub(crate) fn new_clone_name() -> VmName {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let number = LAST.fetch_add(1, Ordering::Relaxed);
+    VmName::new(format!("clone-{number}")).expect("letters, digits and a hyphen")
 }
 
 /// Compares what an operation answered with what the contract says, and with what the backend then

@@ -39,6 +39,7 @@ pub(super) fn cases<H: Backend + 'static>() -> Vec<ConformanceCase<H>> {
             Operation::Resume,
             Operation::Save,
             Operation::Snapshot,
+            Operation::Clone,
             Operation::Destroy,
         ] {
             cases.push(ConformanceCase {

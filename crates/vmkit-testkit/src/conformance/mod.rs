@@ -14,6 +14,7 @@
 
 mod abilities;
 mod bench;
+mod clones;
 mod contract;
 mod drops;
 mod export;
@@ -53,6 +54,7 @@ where
     cases.extend(runs::cases());
     cases.extend(snapshots::cases());
     cases.extend(export::cases());
+    cases.extend(clones::cases());
     let mut report = ConformanceReport::default();
     for case in cases {
         let bench = Arc::new(CaseBench::new(Arc::clone(&make), options.clone()));

@@ -344,6 +344,6 @@ async fn without_a_way_to_make_a_vm_fail_those_cases_are_skipped_with_the_reason
     let noop = NoopHypervisor::new();
     let report = conformance::run(move || noop.clone(), Conformance::new(paper_spec)).await;
     report.assert();
-    assert_eq!(report.skipped(), [Operation::Start; 7].len() + 6);
+    assert_eq!(report.skipped(), [Operation::Start; 8].len() + 6);
     assert!(report.to_string().contains("the suite has no way to make a VM fail"), "{report}");
 }

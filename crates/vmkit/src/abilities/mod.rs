@@ -16,9 +16,11 @@
 //! | [`SaveToDisk`] | writes a guest's memory to disk; a start continues from there |
 //! | [`Snapshots`] | keeps states of a VM, and goes back to them |
 //! | [`Export`] | writes a VM to a file, and imports it into another home |
+//! | [`Clones`] | creates VMs as copies of others |
 //!
 //! The traits know nothing of each other, of the backends and of the manager.
 
+mod clones;
 mod console_history;
 mod export;
 mod guest_agent;
@@ -34,6 +36,7 @@ use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 
+pub use clones::{CloneMode, CloneRequest, Clones, DynClones, IdentityPolicy};
 pub use console_history::{AttachedStream, ConsoleHistory, DynConsoleHistory};
 pub use export::{DynExport, Export, ExportedFile, ExportedVm, FileContent, ImportedVm};
 pub use guest_agent::{DynGuestAgentChannel, GuestAgentChannel};
@@ -118,6 +121,7 @@ pub struct Abilities<'a> {
     save_to_disk: Option<DynSaveToDisk<'a>>,
     snapshots: Option<DynSnapshots<'a>>,
     export: Option<DynExport<'a>>,
+    clones: Option<DynClones<'a>>,
 }
 
 impl<'a> Abilities<'a> {
@@ -247,6 +251,13 @@ impl<'a> Abilities<'a> {
         self
     }
 
+    /// Adds clones.
+    #[must_use]
+    pub fn with_clones(mut self, backend: &'a impl Clones) -> Self {
+        self.clones = Some(DynClones::new(backend));
+        self
+    }
+
     /// Returns the same without `suspend` and `resume`.
     #[must_use]
     pub fn without_suspend(mut self) -> Self {
@@ -299,6 +310,11 @@ impl<'a> Abilities<'a> {
         self.export
     }
 
+    /// Returns the ability to clone VMs, if the backend has it.
+    pub fn clones(&self) -> Option<DynClones<'a>> {
+        self.clones
+    }
+
     /// Returns the abilities as data.
     pub fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -311,6 +327,7 @@ impl<'a> Abilities<'a> {
             save_to_disk: self.save_to_disk.is_some(),
             snapshots: self.snapshots.is_some(),
             export: self.export.is_some(),
+            clones: self.clones.is_some(),
             ..self.plain
         }
     }
@@ -350,6 +367,8 @@ pub struct Capabilities {
     pub snapshots: bool,
     /// Whether VMs can be exported and imported ([`Export`]).
     pub export: bool,
+    /// Whether VMs can be cloned ([`Clones`]).
+    pub clones: bool,
     /// Whether the paths in a spec are files of this host, which the VMs open. `VmManager` then
     /// refuses disks that another VM writes to, and sizes below an image's.
     pub local_files: bool,

@@ -17,6 +17,10 @@ pub enum MemoryMode {
     /// With the memory: the guest continues from that instant. Without effect on a VM that does not
     /// live.
     Include,
+    /// With the memory, and fit for clones that continue: the programs of the guest stand still
+    /// meanwhile, so that in a clone none of them runs before it has random numbers of its own.
+    /// The guest has to run, and to have an agent.
+    ForClones,
     /// The disks alone: the guest boots from them.
     DisksOnly,
 }

@@ -272,6 +272,42 @@ fn what_would_keep_everybody_out_is_refused_with_its_line() {
 }
 
 #[test]
+fn a_copy_loses_the_key_of_its_source_before_it_gets_its_own() {
+    let former = "ssh-ed25519 AAAAformer vmkit".to_owned();
+    for theirs in
+        [UserData::Typed(CloudConfig::default()), UserData::Raw("#cloud-config\nruncmd: [x]\n".into())]
+    {
+        let config = CloudInitConfig {
+            user_data: theirs,
+            access: Some(access()),
+            revoked_keys: vec![former.clone()],
+            ..CloudInitConfig::default()
+        };
+        let text = render(&config, &VmName::new("web").unwrap(), Uuid::nil(), None).unwrap().user_data;
+        let Some(read) = read(&text) else { return };
+        let commands = read["config"]["bootcmd"].as_array().unwrap();
+        assert_eq!(commands.len(), 2, "{commands:?}");
+        assert_eq!(commands[0].as_array().unwrap().last().unwrap(), "ssh-ed25519 AAAAformer");
+        assert_eq!(commands[1][0], "cloud-init-per");
+    }
+}
+
+/// The script runs on the host here, with another root for what it reads.
+#[test]
+fn a_key_is_removed_from_the_files_of_all_users_and_from_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("ada/.ssh/authorized_keys");
+    std::fs::create_dir_all(keys.parent().unwrap()).unwrap();
+    std::fs::write(&keys, "ssh-rsa AAAAown me\nssh-ed25519 AAAAformer vmkit\n# a comment\n").unwrap();
+    let passwd = dir.path().join("passwd");
+    std::fs::write(&passwd, format!("ada:x:1:1::{}:/bin/sh\n", dir.path().join("ada").display())).unwrap();
+    let script = super::documents::REVOKE.replace("/etc/passwd", passwd.to_str().unwrap());
+    let run = std::process::Command::new("sh").args(["-c", &script, "sh", "ssh-ed25519 AAAAformer"]).status();
+    assert!(run.unwrap().success());
+    assert_eq!(std::fs::read_to_string(&keys).unwrap(), "ssh-rsa AAAAown me\n# a comment\n");
+}
+
+#[test]
 fn a_name_that_raw_user_data_has_is_refused_for_a_login_that_was_asked_for() {
     let raw = "#cloud-config\npackages: [x]\nusers:\n- default\n- name: vmkit\n";
     let config = CloudInitConfig {

@@ -17,6 +17,28 @@ use crate::spec::{
     CloudConfig, CloudInitConfig, GuestAccess, GuestFile, GuestUser, SshKeyPair, UserData, VmName,
 };
 
+/// Removes the lines with its arguments from the `authorized_keys` of all users. The files stay,
+/// with their owners and modes.
+pub(super) const REVOKE: &str = r#"for key do
+  cut -d: -f6 /etc/passwd | sort -u | while read -r home; do
+    file=$home/.ssh/authorized_keys
+    if [ -f "$file" ] && grep -qF -e "$key" "$file"; then
+      kept=$(grep -vF -e "$key" "$file")
+      printf '%s\n' "$kept" >"$file"
+    fi
+  done
+done
+"#;
+
+/// Gives the guest another machine ID, where it has one. Source: machine-id(5).
+const MACHINE_ID: &str = "id=$(tr -d - </proc/sys/kernel/random/uuid)
+for file in /etc/machine-id /var/lib/dbus/machine-id; do
+  if [ -s $file ] && [ ! -L $file ]; then
+    echo $id >$file
+  fi
+done
+";
+
 /// Renders the seed of the VM `name` with this identity, and with this network device if it has
 /// one.
 ///
@@ -30,10 +52,13 @@ use crate::spec::{
 /// long.
 pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<MacAddr>) -> Result<Seed> {
     config.check()?;
+    let bootcmd = revocation(&config.revoked_keys);
     let user_data = match (&config.user_data, &config.access) {
         (UserData::Raw(text), None) => text.clone(),
-        (UserData::Raw(text), Some(access)) => beside(text, access)?,
-        (UserData::Typed(typed), access) => cloud_config(&CloudConfigDocument::of(typed, access.as_ref()))?,
+        (UserData::Raw(text), Some(access)) => beside(text, access, bootcmd)?,
+        (UserData::Typed(typed), access) => {
+            cloud_config(&CloudConfigDocument { bootcmd, ..CloudConfigDocument::of(typed, access.as_ref()) })?
+        }
     };
     CloudInitConfig::check_bytes("user_data", user_data.len())?;
     let meta_data = MetaData {
@@ -48,7 +73,7 @@ pub fn render(config: &CloudInitConfig, name: &VmName, id: Uuid, mac: Option<Mac
 }
 
 /// Joins raw user-data with vmkit's own part, in the format of the user-data.
-fn beside(text: &str, access: &GuestAccess) -> Result<String> {
+fn beside(text: &str, access: &GuestAccess, bootcmd: Vec<Vec<&str>>) -> Result<String> {
     let claims =
         UserDataClaims::of(text).map_err(|mistake| Error::invalid("user_data", "", mistake.with_place()))?;
     let mut ours = Vec::new();
@@ -56,8 +81,29 @@ fn beside(text: &str, access: &GuestAccess) -> Result<String> {
     if prelude != ConfigPrelude::default() {
         ours.push(format!("#cloud-config\n{}", yaml("user_data", &prelude)?));
     }
-    ours.push(cloud_config(&CloudConfigDocument::beside(&claims, access))?);
+    ours.push(cloud_config(&CloudConfigDocument {
+        bootcmd,
+        ..CloudConfigDocument::beside(&claims, access)
+    })?);
     Ok(mime::joined(text, &ours))
+}
+
+/// Returns what makes a guest another one than the one with these keys, if there are some: it runs
+/// before cloud-init adds others.
+fn revocation(keys: &[String]) -> Vec<Vec<&str>> {
+    let keys = keys.iter().filter_map(|key| {
+        let (kind, rest) = key.trim().split_once(' ')?;
+        // Without the comment.
+        Some(&key.trim()[..kind.len() + 1 + rest.find(' ').unwrap_or(rest.len())])
+    });
+    let keys: Vec<_> = keys.collect();
+    match keys.is_empty() {
+        true => Vec::new(),
+        false => vec![
+            [&["sh", "-c", REVOKE, "sh"], &keys[..]].concat(),
+            vec!["cloud-init-per", "instance", "vmkit-machine-id", "sh", "-c", MACHINE_ID],
+        ],
+    }
 }
 
 fn cloud_config(document: &CloudConfigDocument<'_>) -> Result<String> {
@@ -119,6 +165,8 @@ struct CloudConfigDocument<'a> {
     packages: &'a [String],
     #[serde(skip_serializing_if = "Vec::is_empty")]
     write_files: Vec<FileEntry<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bootcmd: Vec<Vec<&'a str>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     runcmd: &'a [Vec<String>],
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -144,6 +192,7 @@ impl<'a> CloudConfigDocument<'a> {
             users: UserList::List(users),
             packages: &config.packages,
             write_files: config.files.iter().map(FileEntry::of).collect(),
+            bootcmd: Vec::new(),
             runcmd: &config.commands,
             host_keys: host_key.map(HostKeys::of),
             merge_how: None,

@@ -98,6 +98,8 @@ pub enum LiveResource {
     SshServer,
     /// The guest agent.
     GuestAgent,
+    /// The guest's memory.
+    Memory,
     /// The console.
     Console,
 }
@@ -111,6 +113,7 @@ impl fmt::Display for LiveResource {
             LiveResource::GuestLogin => "the login to the guest",
             LiveResource::SshServer => "the guest's SSH server",
             LiveResource::GuestAgent => "the guest agent",
+            LiveResource::Memory => "the guest's memory",
             LiveResource::Console => "the console",
         })
     }

@@ -11,6 +11,7 @@
 mod ahead;
 #[cfg(feature = "ssh")]
 mod clock;
+mod clone;
 mod console;
 mod disks;
 mod ephemeral;
@@ -199,16 +200,26 @@ impl<H: Backend + 'static> VmManager<H> {
     /// Creates a VM, and its owner if it is ephemeral.
     async fn create_owned(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let span = operation!("create", vm = spec.name());
-        within(span, self.create_in_span(spec)).await
+        within(span, self.create_by(spec, async |spec| self.hypervisor.prepare(spec).await)).await
     }
 
-    async fn create_in_span(&self, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
+    /// Creates a VM by a method of the hypervisor.
+    async fn create_by(
+        &self,
+        spec: VmSpec,
+        create: impl AsyncFnOnce(&VmSpec) -> Result<VmHandle>,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         self.check_id(&spec)?;
         let locked = self.lock_free(&spec).await?;
-        self.make(locked, spec).await
+        self.make(locked, spec, create).await
     }
 
-    async fn make(&self, locked: LockedVm, spec: VmSpec) -> Result<(VmHandle, Option<EphemeralGuard>)> {
+    async fn make(
+        &self,
+        locked: LockedVm,
+        spec: VmSpec,
+        create: impl AsyncFnOnce(&VmSpec) -> Result<VmHandle>,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let id = spec.id().unwrap_or_else(Uuid::new_v4);
         about(id);
         let spec = spec.with_id(id);
@@ -225,7 +236,7 @@ impl<H: Backend + 'static> VmManager<H> {
             give_up(locked);
             return Err(error);
         }
-        let made = self.prepare(&locked, &preparing).await;
+        let made = self.prepare(&locked, &preparing, create).await;
         match &made {
             // The intent names another backend, so a recovery would ask the wrong one.
             Ok((vm, _)) if vm.backend != preparing.backend => {
@@ -251,9 +262,10 @@ impl<H: Backend + 'static> VmManager<H> {
         &self,
         locked: &LockedVm,
         wanted: &VmHandle,
+        create: impl AsyncFnOnce(&VmSpec) -> Result<VmHandle>,
     ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let owner = ephemeral::is_ephemeral(&wanted.spec).then(|| locked.own()).transpose()?;
-        let vm = self.hypervisor.prepare(&wanted.spec).await?;
+        let vm = create(&wanted.spec).await?;
         locked.write_made(&VmRecord::settled(vm.clone()))?;
         Ok((vm, owner))
     }

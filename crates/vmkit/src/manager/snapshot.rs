@@ -243,7 +243,7 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(restored)
     }
 
-    fn snapshots_of(&self, vm: &VmHandle) -> Result<DynSnapshots<'_>> {
+    pub(super) fn snapshots_of(&self, vm: &VmHandle) -> Result<DynSnapshots<'_>> {
         self.abilities_of(vm)
             .snapshots()
             .ok_or_else(|| Error::Unsupported { backend: vm.backend.clone(), what: "snapshots".to_owned() })

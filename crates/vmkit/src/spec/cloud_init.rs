@@ -27,6 +27,10 @@ pub struct CloudInitConfig {
     pub run: u32,
     /// vmkit's own login to the guest; given to cloud-init beside the user-data, typed or raw.
     pub access: Option<GuestAccess>,
+    /// Public keys that no user of the guest accepts any more, as in `authorized_keys`: those of
+    /// the VM that this one is a copy of. They are removed at each boot; at the first one, the
+    /// guest gets a machine ID of its own, too.
+    pub revoked_keys: Vec<String>,
 }
 
 /// vmkit's own login to a guest over SSH, with the keys of both sides.

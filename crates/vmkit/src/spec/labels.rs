@@ -50,6 +50,13 @@ impl Labels {
         Ok(())
     }
 
+    /// Returns those of a copy of the VM: vmkit's own, such as its project's, stay with the
+    /// original.
+    pub(crate) fn for_clone(mut self) -> Self {
+        self.0.retain(|key, _| key == Self::IMAGE || !key.starts_with("vmkit."));
+        self
+    }
+
     /// Returns the value of a label.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)

@@ -253,6 +253,34 @@ impl VmSpec {
         self
     }
 
+    /// Returns the same spec for a new VM that is a copy: with another name and identity, free
+    /// ports of the host instead of fixed ones, and no labels of vmkit's.
+    pub(crate) fn for_clone(mut self, name: VmName, id: Uuid) -> Self {
+        self.0.name = name;
+        self.0.id = Some(id);
+        self.0.labels = std::mem::take(&mut self.0.labels).for_clone();
+        if let NetworkConfig::User(user) = &mut self.0.network {
+            user.forwards.iter_mut().for_each(|forward| forward.host_port = None);
+        }
+        if let Some(config) = &mut self.0.cloud_init {
+            config.hostname = None;
+        }
+        self
+    }
+
+    /// Returns the same spec with another login of vmkit's; that of before is not accepted any
+    /// more. Without a login, the spec is unchanged.
+    #[cfg(feature = "ssh")]
+    pub(crate) fn with_new_access(mut self) -> Result<Self> {
+        if let Some(config) = &mut self.0.cloud_init
+            && let Some(former) = config.access.take()
+        {
+            config.access = Some(GuestAccess::of_user(former.user, config)?);
+            config.revoked_keys.push(former.login_key.public);
+        }
+        Ok(self)
+    }
+
     /// Returns where VNC is served.
     pub fn vnc(&self) -> Vnc {
         self.0.vnc

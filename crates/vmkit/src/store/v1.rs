@@ -211,7 +211,7 @@ stored! {
 
     #[serde(rename_all = "lowercase")]
     enum Operation = lifecycle::Operation {
-        Prepare, Start, Stop, Suspend, Resume, Save, Snapshot, Restore, Export, Destroy
+        Prepare, Start, Stop, Suspend, Resume, Save, Snapshot, Restore, Export, Clone, Destroy
     }
 
     struct Handle = handle::VmHandle {
@@ -365,6 +365,8 @@ stored! {
         run: u32,
         #[serde(skip_serializing_if = "Option::is_none")]
         access: Option<GuestAccess>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        revoked_keys: Vec<String>,
     }
 
     #[serde(deny_unknown_fields)]

@@ -60,6 +60,7 @@ fn cloud_init() -> CloudInitConfig {
     };
     let access = GuestAccess { user: "vmkit".to_owned(), login_key: key("login"), host_key: key("host") };
     CloudInitConfig {
+        revoked_keys: vec!["ssh-ed25519 AAAAformer".to_owned()],
         hostname: Some("web-1".to_owned()),
         user_data: UserData::Typed(typed),
         network_config: Some("version: 2\n".to_owned()),

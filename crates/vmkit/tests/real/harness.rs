@@ -312,3 +312,24 @@ pub(crate) async fn echoes(addr: SocketAddr) -> bool {
     let heard = until(Duration::from_secs(20), answer).await;
     heard.is_some_and(|heard| heard == format!("{BANNER}{SAID}").as_bytes())
 }
+
+/// Writes 64 KiB of one byte to a qcow2 disk that no process has open.
+pub(crate) fn write_to_disk(disk: &Path, byte: u8) {
+    qemu_io(disk, &format!("write -P {byte} 64k 64k"));
+}
+
+/// Checks what [`write_to_disk`] has written.
+pub(crate) fn assert_on_disk(disk: &Path, byte: u8) {
+    let printed = qemu_io(disk, &format!("read -P {byte} 64k 64k"));
+    assert!(!printed.contains("Pattern verification failed"), "{}: {printed}", disk.display());
+}
+
+fn qemu_io(disk: &Path, command: &str) -> String {
+    let output = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", command])
+        .arg(disk)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmkit::Hypervisor;
-use vmkit::qemu::{GuestAgent, IdentityPart};
+use vmkit::qemu::{GuestAgent, IdentityPart, NewIdentity};
 use vmkit::spec::{MachineType, VmName};
 use vmkit_testkit::guest;
 
@@ -29,7 +29,9 @@ async fn debian_gets_another_machine_id_name_and_host_keys_and_fresh_random_numb
 
     let name = VmName::new("other").unwrap();
     let mut agent = GuestAgent::connect(run(&vm).agent.as_ref().unwrap(), BOOT).await.unwrap();
-    let renewed = agent.renew_identity(Some(&name), BOOT).await.unwrap();
+    let mut identity = NewIdentity::default();
+    identity.host_name = Some(&name);
+    let renewed = agent.renew_identity(&identity, BOOT).await.unwrap();
     drop(agent);
     assert_eq!(renewed.shared, []);
     let after = sh(&qemu, &vm, LOOK).await;
@@ -52,10 +54,10 @@ async fn a_guest_of_busybox_reseeds_by_a_program_that_comes_along_and_reports_wh
     let place = Place::new();
     let qemu = place.hypervisor();
     let vm = booted(&qemu, &guest::tiny().spec("bare", MachineType::Q35, "").build().unwrap()).await;
-    let renewed = agent(&vm).await.renew_identity(None, BOOT).await.unwrap();
+    let renewed = agent(&vm).await.renew_identity(&NewIdentity::default(), BOOT).await.unwrap();
     assert_eq!((renewed.shared, renewed.host_keys), (vec![], vec![]));
     sh(&qemu, &vm, "rm /dev/urandom && mkdir /dev/urandom").await;
-    let renewed = agent(&vm).await.renew_identity(None, BOOT).await.unwrap();
+    let renewed = agent(&vm).await.renew_identity(&NewIdentity::default(), BOOT).await.unwrap();
     let [failed] = &renewed.shared[..] else { panic!("{renewed:?}") };
     assert_eq!(failed.part, IdentityPart::RandomNumbers);
     assert!(failed.problem.contains("/dev/urandom"), "{failed:?}");

@@ -6,6 +6,7 @@
     reason = "a test may panic, and prints what it skips"
 )]
 
+mod clone;
 mod console;
 #[cfg(feature = "images")]
 mod convert;

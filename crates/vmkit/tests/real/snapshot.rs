@@ -17,22 +17,22 @@ const COUNT: &str = "i=0; while [ ! -e /run/stop ]; do i=$((i+1)); printf %08d $
                      dd if=/run/next of=/dev/$disk conv=notrunc,fsync 2>/dev/null; done; \
                      cp /run/next /run/count; done";
 
-fn tiny(name: &str) -> VmSpecBuilder {
+pub(crate) fn tiny(name: &str) -> VmSpecBuilder {
     let fresh = || DataDisk::Fresh { size: Mib::new(8).unwrap() };
     guest::tiny().spec(name, MachineType::Q35, "").data_disks(vec![fresh(), fresh()])
 }
 
-fn named(name: &str) -> SnapshotName {
+pub(crate) fn named(name: &str) -> SnapshotName {
     SnapshotName::new(name).unwrap()
 }
 
-async fn sh(qemu: &QemuHypervisor, vm: &VmHandle, script: &str) -> String {
+pub(crate) async fn sh(qemu: &QemuHypervisor, vm: &VmHandle, script: &str) -> String {
     let output = qemu.agent_exec(vm, "/bin/sh", &["-c", script], LONG).await;
     let output = output.unwrap_or_else(|error| panic!("{script}: {error}; {}", console_text(vm)));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-async fn write(qemu: &QemuHypervisor, vm: &VmHandle, text: &str) {
+pub(crate) async fn write(qemu: &QemuHypervisor, vm: &VmHandle, text: &str) {
     let script = format!(
         "for disk in vda vdb; do printf {text} | dd of=/dev/$disk bs=512 seek=100 conv=sync,notrunc,fsync; done 2>&1"
     );
@@ -40,7 +40,7 @@ async fn write(qemu: &QemuHypervisor, vm: &VmHandle, text: &str) {
 }
 
 /// Returns what the first bytes of both disks are where [`write`] writes.
-async fn read(qemu: &QemuHypervisor, vm: &VmHandle) -> String {
+pub(crate) async fn read(qemu: &QemuHypervisor, vm: &VmHandle) -> String {
     let script = "for disk in vda vdb; do dd if=/dev/$disk bs=512 skip=100 count=1 2>/dev/null | tr -d '\\0'; echo; done";
     let both = sh(qemu, vm, &format!("echo 3 >/proc/sys/vm/drop_caches; {script}")).await;
     let (one, other) = both.split_once('\n').unwrap_or((&both, &both));
@@ -49,7 +49,7 @@ async fn read(qemu: &QemuHypervisor, vm: &VmHandle) -> String {
 }
 
 /// Checks that a snapshot's and the VM's own files are what QEMU takes for whole.
-fn check(work: &Path) {
+pub(crate) fn check(work: &Path) {
     for name in harness::entries(work).into_iter().filter(|name| name.ends_with(".qcow2")) {
         let output =
             Command::new("qemu-img").args(["check", "-q", "-U"]).arg(work.join(&name)).output().unwrap();
@@ -57,7 +57,7 @@ fn check(work: &Path) {
     }
 }
 
-fn layers(work: &Path) -> Vec<String> {
+pub(crate) fn layers(work: &Path) -> Vec<String> {
     harness::entries(work).into_iter().filter(|name| name.len() > 20 && name.ends_with(".qcow2")).collect()
 }
 
@@ -160,7 +160,7 @@ async fn snapshots_are_a_tree_and_one_in_the_middle_is_removed_without_harm() {
     assert_eq!(place.leftovers(), Vec::<String>::new());
 }
 
-async fn booted_again(qemu: &QemuHypervisor, vm: &VmHandle) -> VmHandle {
+pub(crate) async fn booted_again(qemu: &QemuHypervisor, vm: &VmHandle) -> VmHandle {
     let vm = qemu.start(vm).await.unwrap();
     assert!(qemu.agent_responds(&vm, LONG).await.unwrap(), "{}", console_text(&vm));
     vm

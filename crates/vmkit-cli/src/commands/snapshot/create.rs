@@ -27,6 +27,10 @@ pub(crate) struct SnapshotCreateArgs {
     /// The disks alone, without the memory: the guest boots from them.
     #[arg(long)]
     disk_only: bool,
+    /// Also for `vmkit fork`: the guest's programs stand still meanwhile, so that none draws the
+    /// same random numbers in two VMs. Needs the guest agent.
+    #[arg(long, conflicts_with = "disk_only")]
+    for_forks: bool,
     /// Only if the newest auto-N is older, such as 90m, 12h or 7d.
     #[arg(long, value_name = "AGE", value_parser = age, conflicts_with = "name")]
     if_older_than: Option<Duration>,
@@ -41,7 +45,11 @@ pub(crate) struct SnapshotCreateArgs {
 impl SnapshotCreateArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
-        let memory = if self.disk_only { MemoryMode::DisksOnly } else { MemoryMode::Include };
+        let memory = match (self.disk_only, self.for_forks) {
+            (true, _) => MemoryMode::DisksOnly,
+            (false, true) => MemoryMode::ForClones,
+            (false, false) => MemoryMode::Include,
+        };
         output::progress(format_args!("{}: taking a snapshot …", self.vm));
         let schedule = SnapshotSchedule { if_older_than: self.if_older_than, keep: self.keep };
         let (created, removed) = context.block_on(async {

@@ -1,5 +1,6 @@
 //! The contract's reference: a backend in memory, where nothing runs and which can be told to fail.
 
+mod clones;
 mod console;
 mod export;
 mod snapshots;
@@ -365,7 +366,8 @@ impl Backend for NoopHypervisor {
             .with_preflight(self)
             .with_save_to_disk(self)
             .with_snapshots(self)
-            .with_export(self);
+            .with_export(self)
+            .with_clones(self);
         match self.consoles {
             Some(_) => abilities.with_shared_console(),
             None => abilities,

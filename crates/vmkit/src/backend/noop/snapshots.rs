@@ -21,7 +21,7 @@ impl Snapshots for NoopHypervisor {
         let state = books.find(vm)?.state.clone();
         let kind = match (next(&state, Operation::Snapshot)?.is_live(), memory) {
             (false, _) => SnapshotKind::Stopped,
-            (true, MemoryMode::Include) => SnapshotKind::Memory,
+            (true, MemoryMode::Include | MemoryMode::ForClones) => SnapshotKind::Memory,
             (true, MemoryMode::DisksOnly) => SnapshotKind::CrashConsistent,
         };
         let snapshots = books.snapshots.entry(vm.id).or_default();

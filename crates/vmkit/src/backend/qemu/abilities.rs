@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::agent::GuestAgent;
 use super::qmp::client::QmpClient;
-use super::{PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, recovery, save, saved, status};
+use super::{
+    PAUSE_LIMIT, QemuDetails, QemuHypervisor, clock, disks, events, recovery, renewal, save, saved, status,
+};
 use crate::abilities::{ClockState, ClockedVm, GuestAgentChannel, GuestClock, Preflight, ResetEvents};
 use crate::deadline::{later, left};
 use crate::error::{Error, Peer, Result};
@@ -107,6 +109,7 @@ impl QemuHypervisor {
         let limit = later(PAUSE_LIMIT);
         let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
         qmp.cont(limit).await?;
+        renewal::settle(&vm.spec, &layout, &mut qmp).await?;
         let here = self.paused().remove(&vm.id).map(|since| since.elapsed());
         let clock = clock::keep_right(&mut qmp, &layout.agent_socket(), here.or(paused)).await;
         drop(qmp);

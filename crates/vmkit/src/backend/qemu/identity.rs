@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::agent::GuestAgent;
 use crate::error::Result;
-use crate::spec::VmName;
+use crate::spec::{GuestAccess, VmName};
 
 const SCRIPT: &str = include_str!("identity.sh");
 /// The maximum length of a problem that the guest reports, in characters.
@@ -55,17 +55,21 @@ pub enum IdentityPart {
     HostName,
     /// The host keys of its SSH server.
     HostKeys,
+    /// The key of vmkit's login.
+    LoginKey,
 }
 
 impl IdentityPart {
-    const ALL: [Self; 4] = [Self::RandomNumbers, Self::MachineId, Self::HostName, Self::HostKeys];
+    const ALL: [Self; 5] =
+        [Self::RandomNumbers, Self::MachineId, Self::HostName, Self::HostKeys, Self::LoginKey];
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             IdentityPart::RandomNumbers => "random-numbers",
             IdentityPart::MachineId => "machine-id",
             IdentityPart::HostName => "host-name",
             IdentityPart::HostKeys => "host-keys",
+            IdentityPart::LoginKey => "login-key",
         }
     }
 }
@@ -78,6 +82,19 @@ pub struct SharedPart {
     pub part: IdentityPart,
     /// Why, in the words of the guest, which is not trusted.
     pub problem: String,
+}
+
+/// What a guest is given that continues as a copy; what is not given here is random.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct NewIdentity<'a> {
+    /// The host name; without one, that of before stays.
+    pub host_name: Option<&'a VmName>,
+    /// The login and the Ed25519 host key.
+    pub access: Option<&'a GuestAccess>,
+    /// The public key of the login of before, which the one of `access` replaces wherever it is
+    /// accepted.
+    pub former_login: Option<&'a str>,
 }
 
 /// What became of a guest's identity.
@@ -93,8 +110,8 @@ pub struct RenewedIdentity {
 
 impl GuestAgent {
     /// Gives a guest that continues as a copy another identity: random numbers from a seed of the
-    /// host, before all else, then a machine ID, a host name if there is one, and host keys of the
-    /// kinds that it has. What the guest has none of is left out.
+    /// host, before all else, then a machine ID, a host name, host keys of the kinds that it has,
+    /// and a login key. What the guest has none of is left out.
     ///
     /// Programs that run in the guest keep what they have read: their own random numbers, and their
     /// own certificates and keys. The guest needs a shell, and this runs as the agent's user, root.
@@ -107,16 +124,35 @@ impl GuestAgent {
     /// is in [`shared`](RenewedIdentity::shared).
     pub async fn renew_identity(
         &mut self,
-        host_name: Option<&VmName>,
+        identity: &NewIdentity<'_>,
         timeout: Duration,
     ) -> Result<RenewedIdentity> {
         // 244 random bits: six of a UUID are not random.
         let seed = [Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat();
+        let former = identity.former_login.map_or("", |key| key_of(key));
+        let (login, host_key, private) = match identity.access {
+            Some(access) => {
+                (access.login_key.public.trim(), access.host_key.public.trim(), &*access.host_key.private)
+            }
+            None => ("", "", ""),
+        };
+        let former = if login.is_empty() { "" } else { former };
+        let input =
+            [private.trim_end().as_bytes(), if private.is_empty() { b".\n" } else { b"\n.\n" }, &seed]
+                .concat();
         let program: String = RESEED.iter().map(|byte| format!("\\{byte:03o}")).collect();
-        let args = ["-c", SCRIPT, "sh", &program, host_name.map_or("", VmName::as_str)];
-        let output = self.exec("/bin/sh", &args, Some(&seed), timeout).await?;
+        let name = identity.host_name.map_or("", VmName::as_str);
+        let args = ["-c", SCRIPT, "sh", &program, name, former, login, host_key];
+        let output = self.exec("/bin/sh", &args, Some(&input), timeout).await?;
         Ok(parse(&String::from_utf8_lossy(&output.stdout)))
     }
+}
+
+/// Returns a public key without its comment.
+fn key_of(line: &str) -> &str {
+    let line = line.trim();
+    let end = line.match_indices(' ').nth(1).map_or(line.len(), |(at, _)| at);
+    &line[..end]
 }
 
 /// Parses what the script prints: a line for each part and each key.
@@ -161,7 +197,7 @@ mod tests {
 
     #[test]
     fn each_part_is_renewed_only_if_the_guest_says_so() {
-        let all = "ok random-numbers\nok machine-id\nok host-name\nok host-keys\nkey ssh-ed25519 AAAA\n";
+        let all = "ok random-numbers\nok machine-id\nok host-name\nok host-keys\nok login-key\nkey ssh-ed25519 AAAA\n";
         let renewed = parse(all);
         assert_eq!(renewed.shared, []);
         assert_eq!(renewed.host_keys, ["ssh-ed25519 AAAA"]);
@@ -173,6 +209,7 @@ mod tests {
                 shared(IdentityPart::RandomNumbers, "no perl"),
                 shared(IdentityPart::HostName, "the guest did not report it"),
                 shared(IdentityPart::HostKeys, "the guest did not report it"),
+                shared(IdentityPart::LoginKey, "the guest did not report it"),
             ]
         );
     }

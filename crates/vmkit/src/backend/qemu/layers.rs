@@ -180,6 +180,17 @@ impl OwnDisk {
         Ok(names(dir)?.iter().filter(is_live).map(|name| dir.join(name)).collect())
     }
 
+    /// Returns whether another VM has a layer, too.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn is_shared(&self, id: &LayerId) -> Result<bool> {
+        let layer = self.layer(id);
+        let links = fs::metadata(&layer).map_err(Error::io("examine", &layer))?.nlink();
+        let own = 1 + self.live_names()?.iter().filter(|live| is_same(live, &layer)).count();
+        Ok(links > own as u64)
+    }
+
     /// Removes a layer that nothing is over, by all of its names.
     ///
     /// # Errors
@@ -244,6 +255,56 @@ impl OwnDisk {
 fn is_same(one: &Path, other: &Path) -> bool {
     let id = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+/// Gives a file of another VM a second name in this VM's directory.
+///
+/// # Errors
+/// `Io`; `Host` if the two are on different file systems.
+pub(super) fn link(source: &Path, path: &Path) -> Result<()> {
+    step("clone: link a layer").and_then(|()| fs::hard_link(source, path)).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::CrossesDevices => {
+                let problem = format!("{} is on another one", source.display());
+                Error::host("one file system for both VMs", problem)
+            }
+            _ => Error::io("link", path)(error),
+        }
+    })
+}
+
+/// Creates a disk over a layer in the same directory. Syncs it.
+///
+/// # Errors
+/// `Io`, `Host`, `AlreadyExists`.
+pub(super) fn create_over(layer: &Path, disk: &Path) -> Result<()> {
+    let name = layer.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    create_overlay_of_layer(layer, name, disk)
+}
+
+/// Returns the layer that the disks of a VM that does not run have the content of: nothing was
+/// written to them since they were put over it.
+///
+/// # Errors
+/// `Io`, `Host`.
+pub(super) fn unchanged_since(disks: &[OwnDisk]) -> Result<Option<LayerId>> {
+    let Some(first) = disks.first() else { return Ok(None) };
+    let Some(id) = first.below(None)? else { return Ok(None) };
+    for disk in disks {
+        if disk.below(None)?.as_ref() != Some(&id) {
+            return Ok(None);
+        }
+        // The first write allocates a cluster at the end of the file.
+        let empty = unfinished(&disk.path);
+        disk.create_overlay(&id, &disk.path, &empty)?;
+        let bytes = |path: &Path| fs::metadata(path).map(|it| it.len()).map_err(Error::io("examine", path));
+        let is_empty = bytes(&empty)? == bytes(&disk.path)?;
+        remove_file(&empty)?;
+        if !is_empty {
+            return Ok(None);
+        }
+    }
+    Ok(Some(id))
 }
 
 /// Turns the disks of a VM that does not run into layers, and puts empty overlays in their places.
@@ -366,13 +427,21 @@ pub(super) fn put_over(disks: &[OwnDisk], id: &LayerId, begun: impl FnOnce() -> 
     disks.iter().try_for_each(OwnDisk::put_overlay)
 }
 
+/// Returns the most layers that one of the disks is over.
+///
+/// # Errors
+/// As [`OwnDisk::chain`].
+pub(super) fn deepest(disks: &[OwnDisk]) -> Result<usize> {
+    let chains = disks.iter().map(OwnDisk::chain).collect::<Result<Vec<_>>>()?;
+    Ok(chains.iter().map(Vec::len).max().unwrap_or(0))
+}
+
 /// Refuses a snapshot more than a disk may have below it.
 ///
 /// # Errors
 /// `InvalidInput` on `snapshot`.
 pub(super) fn refuse_depth(disks: &[OwnDisk]) -> Result<()> {
-    let deepest = disks.iter().map(OwnDisk::chain).collect::<Result<Vec<_>>>()?;
-    let deepest = deepest.iter().map(Vec::len).max().unwrap_or(0);
+    let deepest = deepest(disks)?;
     if deepest < MAX_LAYERS {
         return Ok(());
     }

@@ -142,6 +142,16 @@ impl QemuLayout {
         self.work.join("frozen")
     }
 
+    /// Exists while the guest has the identity of the one that it is a copy of.
+    pub(crate) fn identity_mark(&self) -> PathBuf {
+        self.work.join("identity")
+    }
+
+    /// Exists while the agent may have stopped the guest's programs.
+    pub(crate) fn parked_mark(&self) -> PathBuf {
+        self.work.join("parked")
+    }
+
     /// The record of the last run, written by the keeper.
     pub(crate) fn run_file(&self) -> PathBuf {
         self.work.join("qemu.json")
@@ -208,7 +218,8 @@ impl QemuLayout {
         let mut files = self.run_inputs(data_disks);
         files.extend([saved.clone(), unfinished(&saved), unfinished(&memory), memory]);
         files.extend([unfinished(&self.seed()), unfinished(&self.run_file()), self.spare_socket()]);
-        files.extend([self.restore_mark(), self.frozen_mark()]);
+        files.extend([self.restore_mark(), self.frozen_mark(), self.parked_mark()]);
+        files.extend([self.identity_mark(), unfinished(&self.identity_mark())]);
         files.extend([self.run_file(), self.stop_mark(), self.owner_mark(), self.alive_lock()]);
         files
     }

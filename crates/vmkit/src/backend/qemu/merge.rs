@@ -5,7 +5,7 @@
 //! merges into the disks that it has open, and `qemu-img` into all others.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -32,6 +32,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The slowest disk that is waited for, in bytes per second.
 const SLOWEST: u64 = 10 << 20;
 
+/// How many layers a disk may have below it before those are merged, too, that other VMs have as
+/// well: merged, their data is there twice.
+pub(super) const SHARED_LAYERS: usize = 16;
+
 /// What merges layers.
 pub(super) struct Merger<'a> {
     /// Where `qemu-img` is, if the host has it.
@@ -41,8 +45,8 @@ pub(super) struct Merger<'a> {
 }
 
 impl Merger<'_> {
-    /// Removes the layers that no snapshot has. One that a running QEMU can't merge stays until the
-    /// VM does not run.
+    /// Removes the layers that no snapshot has, and no other VM. One that a running QEMU can't
+    /// merge stays until the VM does not run.
     ///
     /// # Errors
     /// `Host` without `qemu-img`, or if that fails; `Io`; those of the monitor. What was merged so
@@ -51,7 +55,11 @@ impl Merger<'_> {
         let records = snapshot_files::records(layout)?;
         let used: BTreeSet<LayerId> = records.into_iter().map(|record| record.layer).collect();
         for disk in disks {
+            let keeps_shared = disk.chain()?.len() < SHARED_LAYERS;
             for id in disk.layers()?.iter().filter(|id| !used.contains(id)) {
+                if keeps_shared && disk.is_shared(id)? {
+                    continue;
+                }
                 self.merge(disk, id).await?;
             }
         }
@@ -94,15 +102,47 @@ impl Merger<'_> {
 
     /// Merges the layer below a file that no process has open into that file.
     async fn rebase(&self, file: &Path, below: Option<&Backing>, bytes: u64) -> Result<()> {
-        let program = self.program.as_ref().ok_or_else(missing)?;
-        let shared = fs::metadata(file).map_err(Error::io("examine", file))?.nlink() > 1;
-        let target = if shared { unfinished(file) } else { file.to_owned() };
-        if shared {
-            // Another VM has this layer, too.
-            let (from, to) = (file.to_owned(), target.clone());
-            step("snapshot: copy a layer").map_err(Error::io("copy", file))?;
-            blocking(move || fs::copy(from, to)).await?.map_err(Error::io("copy", file))?;
+        // Another VM may have this layer, too.
+        if fs::metadata(file).map_err(Error::io("examine", file))?.nlink() == 1 {
+            return self.rebase_in_place(file, below, bytes).await;
         }
+        let target = unfinished(file);
+        copy(file, &target).await?;
+        if let Err(error) = self.rebase_in_place(&target, below, bytes).await {
+            remove_file(&target)?;
+            return Err(error);
+        }
+        step("snapshot: replace a layer")
+            .and_then(|()| fs::rename(&target, file))
+            .map_err(Error::io("rename", file))
+    }
+
+    /// Replaces a disk that is empty, over layers that another VM has, too, by a copy of these over
+    /// their image alone.
+    ///
+    /// # Errors
+    /// As [`collect`](Self::collect); then the disk is as it was.
+    pub(super) async fn detach(&self, disk: &OwnDisk) -> Result<()> {
+        let chain = disk.chain()?;
+        let (Some(top), Some(lowest)) = (chain.first(), chain.last()) else { return Ok(()) };
+        let target = unfinished(&disk.path);
+        copy(&disk.layer(top), &target).await?;
+        if top != lowest {
+            let image = backing(&disk.layer(lowest))?;
+            let bytes = chain.iter().map(|id| layers::space(&disk.layer(id))).sum();
+            self.rebase_in_place(&target, image.as_ref(), bytes).await?;
+        }
+        let (file, path) = (target.clone(), disk.path.clone());
+        step("clone: sync a disk").map_err(Error::io("sync", &path))?;
+        blocking(move || File::open(file)?.sync_all()).await?.map_err(Error::io("sync", &path))?;
+        step("clone: replace a disk")
+            .and_then(|()| fs::rename(&target, &path))
+            .map_err(Error::io("rename", &path))?;
+        chain.iter().try_for_each(|id| disk.remove_layer(id))
+    }
+
+    async fn rebase_in_place(&self, file: &Path, below: Option<&Backing>, bytes: u64) -> Result<()> {
+        let program = self.program.as_ref().ok_or_else(missing)?;
         step("snapshot: merge a layer").map_err(Error::io("write", file))?;
         let mut command = tokio::process::Command::new(program);
         command.args(["rebase", "-q", "-f", "qcow2"]);
@@ -110,26 +150,25 @@ impl Merger<'_> {
             Some(below) => command.arg("-F").arg(&below.format).arg("-b").arg(&below.name),
             None => command.args(["-b", ""]),
         };
-        command.arg(&target).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        command.arg(file).env_clear().stdin(Stdio::null()).kill_on_drop(true);
         let failed = |problem: String| {
             Error::host(PROGRAM, format!("cannot merge layers of {}: {problem}", file.display()))
         };
         let output = timeout_at(deadline(bytes), command.output()).await;
         let output = output.map_err(|_| Error::timed_out("qemu-img to merge layers of a disk", LIMIT))?;
         let output = output.map_err(|error| failed(child_problem(&error)))?;
-        if !output.status.success() {
-            if shared {
-                remove_file(&target)?;
-            }
-            return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-        }
-        match shared {
-            true => step("snapshot: replace a layer")
-                .and_then(|()| fs::rename(&target, file))
-                .map_err(Error::io("rename", file)),
-            false => Ok(()),
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
         }
     }
+}
+
+/// Copies a layer.
+async fn copy(from: &Path, to: &Path) -> Result<()> {
+    step("snapshot: copy a layer").map_err(Error::io("copy", from))?;
+    let (layer, target) = (from.to_owned(), to.to_owned());
+    blocking(move || fs::copy(layer, target)).await?.map(drop).map_err(Error::io("copy", from))
 }
 
 /// Returns whether the lowest layer of a disk is over an image.

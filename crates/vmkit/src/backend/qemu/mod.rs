@@ -20,6 +20,7 @@ mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod clock;
+mod clone;
 mod devices;
 mod disks;
 mod elsewhere;
@@ -32,12 +33,14 @@ mod import;
 mod layers;
 mod layout;
 mod merge;
+mod parking;
 mod parts;
 mod plan;
 mod plans;
 mod prepare;
 pub(crate) mod qmp;
 mod recovery;
+mod renewal;
 mod save;
 mod saved;
 mod snapshot;
@@ -602,6 +605,7 @@ impl Backend for QemuHypervisor {
             .with_save_to_disk(self)
             .with_snapshots(self)
             .with_export(self)
+            .with_clones(self)
     }
 }
 

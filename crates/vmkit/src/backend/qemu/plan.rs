@@ -77,6 +77,20 @@ pub enum PrepareStep {
         /// Its size.
         size: Mib,
     },
+    /// A layer that another VM has, too.
+    Layer {
+        /// The other VM's name for it.
+        source: PathBuf,
+        /// This VM's.
+        path: PathBuf,
+    },
+    /// A disk: a qcow2 overlay over a layer in the same directory.
+    LayerOverlay {
+        /// The layer.
+        layer: PathBuf,
+        /// The overlay.
+        path: PathBuf,
+    },
     /// A UEFI variable store.
     FirmwareVariables {
         /// What it is a copy of.
@@ -265,6 +279,12 @@ impl fmt::Display for PrepareStep {
                 size.map_or(Ok(()), |size| write!(f, ", {size}"))
             }
             PrepareStep::Disk { path, size } => write!(f, "create disk {}, {size}", path.display()),
+            PrepareStep::Layer { source, path } => {
+                write!(f, "link {} to {}", path.display(), source.display())
+            }
+            PrepareStep::LayerOverlay { layer, path } => {
+                write!(f, "create overlay {} over {} (qcow2)", path.display(), layer.display())
+            }
             PrepareStep::FirmwareVariables { template, path } => {
                 write!(f, "copy {} to {}", template.display(), path.display())
             }

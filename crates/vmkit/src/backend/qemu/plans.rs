@@ -107,7 +107,7 @@ fn outdated(vm: &VmHandle, details: &QemuDetails, layout: &QemuLayout) -> Result
 }
 
 /// Renders the seed of a VM; `None` without cloud-init.
-fn seed(spec: &VmSpec, id: Uuid, layout: &QemuLayout) -> Result<Option<SeedStep>> {
+pub(super) fn seed(spec: &VmSpec, id: Uuid, layout: &QemuLayout) -> Result<Option<SeedStep>> {
     let Some(config) = spec.cloud_init() else { return Ok(None) };
     let mac = match spec.network() {
         NetworkConfig::None => None,

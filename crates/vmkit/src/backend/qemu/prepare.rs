@@ -12,7 +12,7 @@ use super::elsewhere::is_served;
 use super::facts::ImageMedia;
 use super::layout::QemuLayout;
 use super::plan::{PrepareStep, QemuPlan, SeedStep, UpdateStep};
-use super::snapshot_files;
+use super::{layers, snapshot_files};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{make_private_dir, remove_dir, remove_file};
 use crate::cloud_init::write_seed;
@@ -124,6 +124,8 @@ pub(super) fn apply(plan: &QemuPlan) -> Result<()> {
         PrepareStep::Directory { path, id } => undo.claim(path, *id),
         PrepareStep::Overlay { image, path, size } => create_overlay_at_home(image, path, *size).map(drop),
         PrepareStep::Disk { path, size } => create_blank(path, *size),
+        PrepareStep::Layer { source, path } => layers::link(source, path),
+        PrepareStep::LayerOverlay { layer, path } => layers::create_over(layer, path),
         PrepareStep::FirmwareVariables { template, path } => copy_private(template, path),
         PrepareStep::Seed(SeedStep { path, seed }) => write_seed(seed, path),
     });
@@ -241,7 +243,7 @@ impl UndoPrepare<'_> {
 
     fn remove(&self) -> Result<()> {
         for one in &self.plan.prepare {
-            if let PrepareStep::Disk { path, .. } = one {
+            if let PrepareStep::Disk { path, .. } | PrepareStep::LayerOverlay { path, .. } = one {
                 remove_file(path)?;
             }
         }

@@ -9,7 +9,7 @@ use super::agent::GuestAgent;
 use super::layers::{self, LayerId, OwnDisk};
 use super::layout::QemuLayout;
 use super::qmp::client::QmpClient;
-use super::{PAUSE_LIMIT, status};
+use super::{PAUSE_LIMIT, parking, renewal, status};
 use crate::backend::supervise::files::remove_file;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
@@ -31,6 +31,9 @@ pub(super) async fn recover(
     if layout.frozen_mark().exists() {
         thaw(layout).await?;
     }
+    if layout.parked_mark().exists() {
+        parking::unpark(layout).await;
+    }
     let Some(id) = layers::interrupted(disks)? else { return Ok(()) };
     // QEMU puts all overlays or none.
     let Some(first) = disks.first() else { return Ok(()) };
@@ -50,12 +53,14 @@ pub(super) async fn recover(
 /// As [`recover`].
 pub(super) async fn recover_running(vm: &VmHandle, layout: &QemuLayout) -> Result<()> {
     let disks = layers::own_disks(&vm.spec, layout);
-    if !layout.frozen_mark().exists() && layers::interrupted(&disks)?.is_none() {
+    let marks = [layout.frozen_mark(), layout.parked_mark(), layout.identity_mark()];
+    if !marks.iter().any(|mark| mark.exists()) && layers::interrupted(&disks)?.is_none() {
         return Ok(());
     }
     let limit = Instant::now() + PAUSE_LIMIT;
     let mut qmp = QmpClient::connect(&status::monitor(layout), limit).await?;
-    recover(layout, &disks, &mut qmp, limit).await
+    recover(layout, &disks, &mut qmp, limit).await?;
+    renewal::settle(&vm.spec, layout, &mut qmp).await
 }
 
 /// Thaws the guest's file systems, and removes the mark that they may be frozen.

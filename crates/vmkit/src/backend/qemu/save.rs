@@ -20,7 +20,7 @@ use super::qmp::client::{QmpClient, RunState};
 use super::saved::{self, SavedBy, SavedGuest};
 use super::stop::mark_asked;
 use super::switch::Accelerator;
-use super::{PAUSE_LIMIT, QemuHypervisor, clock, recovery, status, stop};
+use super::{PAUSE_LIMIT, QemuHypervisor, clock, parking, recovery, renewal, status, stop};
 use crate::abilities::{ClockState, SaveToDisk};
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::runfile;
@@ -30,7 +30,7 @@ use crate::handle::VmHandle;
 use crate::host::process::ProcessFd;
 use crate::input_file::open_regular;
 use crate::lifecycle::{Operation, VmState};
-use crate::spec::Mib;
+use crate::spec::{Mib, VmSpec};
 use crate::steps::step;
 use crate::store::refuse_other_user;
 
@@ -185,11 +185,12 @@ pub(super) async fn load(
     Ok(qmp)
 }
 
-/// Lets a loaded guest run, and sets its clock.
+/// Lets a loaded guest run, gives it an identity of its own if it is a copy, and sets its clock.
 ///
 /// # Errors
 /// Those of the monitor. The guest is in QEMU then, paused: `start` and `resume` try again.
 pub(super) async fn let_run(
+    spec: &VmSpec,
     layout: &QemuLayout,
     qmp: &mut QmpClient,
     saved: &SavedGuest,
@@ -199,6 +200,10 @@ pub(super) async fn let_run(
     qmp.cont(limit).await?;
     if let Err(error) = saved::remove_leftovers(layout) {
         tracing::warn!(vm = %layout.name(), %error, "cannot remove the memory of a guest that runs again; its next start will");
+    }
+    renewal::settle(spec, layout, qmp).await?;
+    if layout.parked_mark().exists() {
+        parking::unpark(layout).await;
     }
     Ok(clock::keep_right(qmp, &layout.agent_socket(), saved.age()).await)
 }

@@ -40,7 +40,7 @@ impl Snapshots for QemuHypervisor {
         let layout = self.details(vm)?.layout;
         refuse_other_user(&layout.work)?;
         let state = self.allowed(vm, Operation::Snapshot).await?;
-        refuse_foreign_disks(&vm.spec)?;
+        refuse_foreign_disks(&vm.spec, "a snapshot can't have a disk that is not the VM's own")?;
         let disks = layers::own_disks(&vm.spec, &layout);
         let _lock = SnapshotLock::take(&layout, vm.name())?;
         let is_there = fs::symlink_metadata(layout.snapshot_file(name)).is_ok();
@@ -128,7 +128,7 @@ impl Snapshots for QemuHypervisor {
 }
 
 impl QemuHypervisor {
-    fn qemu_img(&self) -> Option<PathBuf> {
+    pub(super) fn qemu_img(&self) -> Option<PathBuf> {
         find_program(merge::PROGRAM, &self.0.search_path)
     }
 
@@ -162,14 +162,14 @@ impl QemuHypervisor {
     }
 }
 
-/// Refuses disks that are not the VM's own, and that it writes to.
-fn refuse_foreign_disks(spec: &VmSpec) -> Result<()> {
+/// Refuses disks that are not the VM's own, and that it writes to, for this reason.
+pub(super) fn refuse_foreign_disks(spec: &VmSpec, why: &str) -> Result<()> {
     let foreign = spec.data_disks().iter().find_map(|disk| match disk {
         DataDisk::Existing { path, readonly: false } => Some(path),
         _ => None,
     });
     foreign.map_or(Ok(()), |path| {
-        let why = "a snapshot can't have a disk that is not the VM's own: attach it read-only, or not at all";
+        let why = format!("{why}: attach it read-only, or not at all");
         Err(Error::invalid("data_disks", path.display(), why))
     })
 }
@@ -205,6 +205,10 @@ fn put(vm: &VmHandle, layout: &QemuLayout, disks: &[OwnDisk], record: &SnapshotR
     }
     let to = match record.memory.clone() {
         Some(guest) => {
+            if record.parked {
+                let parked = layout.parked_mark();
+                fs::write(&parked, "").map_err(Error::io("write", &parked))?;
+            }
             guest.put(&vm.spec, layout, &layout.snapshot_memory(&record.name))?;
             VmState::Saved
         }

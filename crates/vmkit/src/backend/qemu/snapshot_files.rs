@@ -44,6 +44,9 @@ pub(super) struct SnapshotRecord {
     /// What fits to its memory, if it has some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) memory: Option<SavedGuest>,
+    /// Whether the guest's programs stood still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) parked: bool,
 }
 
 impl SnapshotRecord {
@@ -56,7 +59,7 @@ impl SnapshotRecord {
     ) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let created_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        Self { version: VERSION, name, layer, created_ms, kind, memory }
+        Self { version: VERSION, name, layer, created_ms, kind, memory, parked: false }
     }
 
     /// Reads a record.
@@ -272,7 +275,11 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     replace(to, &bytes).map_err(Error::io("write", to))
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a small file of this user alone, and syncs it.
+///
+/// # Errors
+/// Those of the file system.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = unfinished(path);
     step("snapshot: write a file")?;
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -22,15 +23,19 @@ use super::qmp::client::QmpClient;
 use super::recovery::{self, FREEZE_LIMIT};
 use super::saved::{self, SavedGuest};
 use super::snapshot_files::{self, SnapshotRecord};
-use super::{PAUSE_LIMIT, clock, save, status};
+use super::{PAUSE_LIMIT, clock, parking, save, status};
 use crate::abilities::{MemoryMode, SnapshotKind};
 use crate::backend::supervise::files::remove_file;
 use crate::backend::supervise::unfinished;
 use crate::error::{Error, Result};
 use crate::handle::VmHandle;
-use crate::lifecycle::VmState;
+use crate::lifecycle::{InvalidTransition, Operation, VmState};
 use crate::spec::SnapshotName;
 use crate::steps::step;
+
+/// The timeout of an agent that stops the guest's programs; below the minute after which the guest
+/// lets them go on by itself.
+const PARK_LIMIT: Duration = Duration::from_secs(30);
 
 /// Takes a snapshot of a guest that lives.
 ///
@@ -58,9 +63,14 @@ pub(super) async fn take(
     }
     recovery::recover(layout, disks, &mut qmp, limit).await?;
     layers::refuse_depth(disks)?;
-    let live = LiveSnapshot { vm, layout, disks, name, id: LayerId::new(), runs };
+    let parks = memory == MemoryMode::ForClones;
+    let live = LiveSnapshot { vm, layout, disks, name, id: LayerId::new(), runs, parks };
     match memory {
         MemoryMode::Include => live.with_memory(qmp).await,
+        MemoryMode::ForClones => {
+            live.check_agent(&mut qmp, limit).await?;
+            live.with_memory(qmp).await
+        }
         MemoryMode::DisksOnly => live.of_disks(qmp).await,
     }
 }
@@ -73,6 +83,8 @@ struct LiveSnapshot<'a> {
     name: &'a SnapshotName,
     id: LayerId,
     runs: bool,
+    /// Whether the guest's programs stand still meanwhile.
+    parks: bool,
 }
 
 impl LiveSnapshot<'_> {
@@ -80,8 +92,10 @@ impl LiveSnapshot<'_> {
         let layout = self.layout;
         let memory = save::create_memory(self.vm, layout).await?;
         layers::prepare_live(self.disks, &self.id).inspect_err(|_| self.remove_memory())?;
+        let parked = self.park().await;
         let deadline = save::deadline(self.vm.spec.memory().bytes());
         let written = async {
+            parked?;
             let by = save::saved_by(&mut qmp, layout, deadline).await?;
             let nodes = self.nodes(&mut qmp, deadline).await?;
             step("snapshot: write the memory").map_err(Error::io("write", layout.memory_file()))?;
@@ -97,7 +111,11 @@ impl LiveSnapshot<'_> {
             }
             Ok::<_, Error>((by, stood.elapsed()))
         };
-        let (by, stood) = match written.await {
+        let written = written.await;
+        if self.parks {
+            parking::unpark(layout).await;
+        }
+        let (by, stood) = match written {
             Ok(written) => written,
             Err(error) => {
                 self.give_up(&mut qmp).await;
@@ -116,12 +134,42 @@ impl LiveSnapshot<'_> {
             step("snapshot: name the memory")
                 .and_then(|()| fs::rename(unfinished(&layout.memory_file()), &path))
                 .map_err(Error::io("rename", &path))?;
-            let record =
-                SnapshotRecord::new(self.name.clone(), self.id.clone(), SnapshotKind::Memory, Some(guest));
+            let (name, id) = (self.name.clone(), self.id.clone());
+            let mut record = SnapshotRecord::new(name, id, SnapshotKind::Memory, Some(guest));
+            record.parked = self.parks;
             snapshot_files::keep(layout, self.disks, &record).await?;
             Ok(record)
         };
         kept.await.inspect_err(|_| self.remove_memory())
+    }
+
+    /// Refuses a guest whose programs can't be stopped.
+    async fn check_agent(&self, qmp: &mut QmpClient, limit: Instant) -> Result<()> {
+        if !self.runs {
+            let (state, operation) = (VmState::Suspended, Operation::Clone);
+            return Err(InvalidTransition { state, operation }.into());
+        }
+        match clock::agent_listens(qmp, limit).await? {
+            true => Ok(()),
+            false => {
+                let problem = "none runs, and without one its copies can't be given an identity of their own: \
+                               install `qemu-guest-agent` in the guest, or allow them to share its identity";
+                Err(Error::host(format!("a guest agent in `{}`", self.vm.name()), problem))
+            }
+        }
+    }
+
+    /// Stops the guest's programs, if that is asked for.
+    async fn park(&self) -> Result<()> {
+        if !self.parks {
+            return Ok(());
+        }
+        let mark = self.layout.parked_mark();
+        let mut agent = GuestAgent::connect(&self.layout.agent_socket(), FREEZE_LIMIT).await?;
+        step("snapshot: mark the guest as parked")
+            .and_then(|()| fs::write(&mark, ""))
+            .map_err(Error::io("write", &mark))?;
+        agent.park(PARK_LIMIT).await
     }
 
     async fn of_disks(&self, mut qmp: QmpClient) -> Result<SnapshotRecord> {

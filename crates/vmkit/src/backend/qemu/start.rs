@@ -16,16 +16,17 @@ use super::plan::QemuPlan;
 use super::prepare::{check_port, remove_run_dir};
 use super::qmp::client::QmpClient;
 use super::qmp::wire::bind;
-use super::saved::ClaimedGuest;
+use super::saved::{ClaimedGuest, SavedGuest};
 use super::stop::{LAUNCH_LIMIT, mark_asked};
 use super::{QemuDetails, QemuHypervisor, wanted_disk, wanted_run};
-use super::{disks, elsewhere, events, layers, prepare, recovery, save, saved, status, words};
+use super::{disks, elsewhere, events, layers, prepare, recovery, renewal, save, saved, status, words};
 use crate::abilities::{ClockState, ClockedVm};
 use crate::backend::supervise::alive;
 use crate::backend::supervise::files::{make_private_dir, remove_file};
 use crate::backend::supervise::keeper::KeeperRequest;
 use crate::backend::supervise::process::{self, ProcessState};
 use crate::backend::supervise::{runfile, spawn};
+use crate::blocking::BlockingWork;
 use crate::boundedlog::tail_of_file;
 use crate::error::{Error, ErrorKind, Peer, Result};
 use crate::handle::{ActiveForward, ConsoleEndpoint, RunInfo, VmHandle, VncAddress};
@@ -121,7 +122,12 @@ impl QemuHypervisor {
         let guest = saved.as_ref().map(|saved| &saved.guest);
         match guest {
             Some(guest) => guest.check(&vm.spec, &details.layout, &facts)?,
-            None => saved::remove_leftovers(&details.layout)?,
+            None => {
+                saved::remove_leftovers(&details.layout)?;
+                // It boots, and cloud-init gives it an identity.
+                remove_file(&details.layout.identity_mark())?;
+                remove_file(&details.layout.parked_mark())?;
+            }
         }
         let plan = self.plan_run(vm, &details, &facts, guest)?;
         // Remains of an earlier run, or of a crash: nothing runs now, since this process holds the
@@ -138,17 +144,35 @@ impl QemuHypervisor {
         let run = start(vm, &plan, &keeper, alive, deadline).await?;
         let mut clock = ClockState::Right;
         if let (Some(guest), Some(checked)) = (guest, checked) {
-            let mut qmp = match save::load(&plan.layout, guest, checked).await {
-                Ok(qmp) => qmp,
-                Err(error) => return Err(refused(vm, &plan.layout, error).await),
-            };
-            // From here on the guest is nowhere else.
-            clock = save::let_run(&plan.layout, &mut qmp, guest).await?;
+            clock = continue_guest(vm, &plan.layout, guest, checked).await?;
         }
         let mut started = vm.clone();
         details.keep_in(&mut started);
         let vm = Self::handle(&started, VmState::Running, &details.layout, Some(run));
         Ok(ClockedVm { vm, clock })
+    }
+}
+
+/// Loads a saved guest into the QEMU that was started for it, and lets it run.
+async fn continue_guest(
+    vm: &VmHandle,
+    layout: &QemuLayout,
+    guest: &SavedGuest,
+    checked: BlockingWork<Result<()>>,
+) -> Result<ClockState> {
+    let mut qmp = match save::load(layout, guest, checked).await {
+        Ok(qmp) => qmp,
+        Err(error) => return Err(refused(vm, layout, error).await),
+    };
+    // From here on the guest is nowhere else.
+    match save::let_run(&vm.spec, layout, &mut qmp, guest).await {
+        // It must not run with the identity of another.
+        Err(error) if renewal::is_due(layout) => {
+            drop(qmp);
+            mark_asked(layout);
+            Err(refused(vm, layout, error).await)
+        }
+        clock => clock,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The manager over the real QEMU is killed before every step of every operation, its files fail
 //! one by one, and its home is moved, copied, and entered by another user.
 
+mod clones;
 mod copied_home;
 #[cfg(feature = "images")]
 mod exports;
