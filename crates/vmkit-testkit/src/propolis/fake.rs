@@ -329,6 +329,18 @@ impl FakePropolis {
         }
     }
 
+    /// Waits until so many clients of the serial port, of all that there were, have been sent its
+    /// history.
+    ///
+    /// # Panics
+    /// If the server is a process.
+    pub async fn attaching(&self, clients: usize) {
+        match &self.how {
+            ServerHost::Thread { gates, .. } => gates.attaching(clients).await,
+            ServerHost::Process { .. } => panic!("only a server in this process can be watched"),
+        }
+    }
+
     /// Returns whether the server is pausing its VM's devices.
     ///
     /// # Panics

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::behaviour::Gate;
 
 /// Gates that a test can hold; the machine waits at a held gate.
@@ -13,6 +15,8 @@ pub(super) struct MachineGates {
     attach: Arc<tokio::sync::Mutex<()>>,
     event: Arc<tokio::sync::Mutex<()>>,
     release: Arc<tokio::sync::Mutex<()>>,
+    /// How many clients of the serial port have come to the gate `attach`.
+    attaching: Arc<watch::Sender<usize>>,
 }
 
 impl MachineGates {
@@ -28,6 +32,15 @@ impl MachineGates {
     }
 
     pub(super) async fn pass(&self, gate: Gate) {
+        if matches!(gate, Gate::Attach) {
+            self.attaching.send_modify(|clients| *clients += 1);
+        }
         drop(self.of(gate).lock_owned().await);
+    }
+
+    /// Waits until so many clients of the serial port have been sent the history.
+    pub(super) async fn attaching(&self, clients: usize) {
+        // The sender is this one's own.
+        let _ = self.attaching.subscribe().wait_for(|now| *now >= clients).await;
     }
 }

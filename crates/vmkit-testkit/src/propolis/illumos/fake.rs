@@ -244,8 +244,13 @@ impl Illumos {
     fn servers(&self) -> Vec<String> {
         let dir = self.dir.join("servers");
         let runs = |pid: &String| {
-            let file = File::open(dir.join(pid));
-            file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+            let Ok(file) = File::open(dir.join(pid)) else { return false };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Closing is not enough: a child that another thread is just spawning has the file,
+                // too.
+                Ok(()) => flock(&file, FlockOperation::Unlock).is_err(),
+                Err(_) => true,
+            }
         };
         names_in(&dir).into_iter().filter(runs).collect()
     }

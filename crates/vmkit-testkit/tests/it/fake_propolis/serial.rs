@@ -73,6 +73,8 @@ async fn output_between_the_history_and_the_registration_of_a_client_is_not_sent
     let held = fake.hold(Gate::Attach).await;
     let mut late = Console::open(&fake, "?from_start=0");
     late.hear(BOOT);
+    // The history is read until there is no more of it.
+    fake.attaching(2).await;
     assert!(fake.print(b"unheard"));
     old.hear("unheard");
     // The last chunk may come again to a new client. The port reads the next one only once all
