@@ -19,7 +19,8 @@ const PARTS: [&str; 7] = ["", "qemu", "cloud-init", "propolis", "ssh", "images",
 /// The tests, and how many run at once at least; as many as there are CPUs if those are more.
 ///
 /// Most of the first wait for a deadline or a process, and leave the CPUs idle. Guests are emulated
-/// in the second, and two tests leave two CPUs idle for two fifths of the time. No target may be missing here: `--all-targets` says nothing of documentation.
+/// in the second, and two of them at once leave two CPUs idle for some of the time. No target may
+/// be missing here: `--all-targets` says nothing of documentation.
 const TESTS: [(&[&str], usize); 3] = [
     (&["--lib", "--bins", "--examples", "--test", "it", "--test", "spans"], 8),
     (&["--test", "real"], 3),

@@ -29,11 +29,11 @@ pub(crate) struct LaunchProgress {
 
 impl LaunchProgress {
     /// Creates the progress, which shows nothing yet.
-    pub(crate) fn new(image: &ImageRef) -> Self {
+    pub(crate) fn new(image: Option<&ImageRef>) -> Self {
         let style = ProgressStyle::with_template("{msg}  {spinner} {elapsed}");
         let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10))
             .with_style(style.expect("the template is part of the program"));
-        let image = output::printable(image);
+        let image = image.map(output::printable).unwrap_or_default();
         Self { image, vm: None, pull: None, spinner, stages: Vec::new() }
     }
 

@@ -4,27 +4,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use vmkit::Error;
-use vmkit::spec::{SnapshotName, VmName};
-
-/// A VM, or a snapshot of it, that others are created from: `VM` or `VM:SNAPSHOT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct VmSource {
-    pub(crate) vm: VmName,
-    pub(crate) snapshot: Option<SnapshotName>,
-}
-
-impl FromStr for VmSource {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let (vm, snapshot) = match text.split_once(':') {
-            Some((vm, snapshot)) => (vm, Some(snapshot)),
-            None => (text, None),
-        };
-        let snapshot = snapshot.map(|name| SnapshotName::new(name.to_owned())).transpose()?;
-        Ok(Self { vm: VmName::new(vm)?, snapshot })
-    }
-}
 
 /// Parses a value of this field, which an error names.
 pub(crate) fn value<T: FromStr<Err = Error>>(field: &'static str, text: &str) -> Result<T, Error> {
@@ -74,16 +53,6 @@ mod tests {
         for text in ["-1", "", "soon", "nan", "inf", "1e300"] {
             let error = seconds(text).unwrap_err().to_string();
             assert!(error.starts_with("timeout: "), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_source_is_a_vm_or_a_snapshot_of_it() {
-        let source: VmSource = "web:ready".parse().unwrap();
-        assert_eq!((source.vm.as_str(), source.snapshot.unwrap().as_str()), ("web", "ready"));
-        assert_eq!("web".parse::<VmSource>().unwrap().snapshot, None);
-        for text in ["", ":ready", "web:", "web:a:b", "../web", "web:../a"] {
-            assert!(text.parse::<VmSource>().is_err(), "{text}");
         }
     }
 

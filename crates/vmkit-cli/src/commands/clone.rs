@@ -2,13 +2,12 @@
 
 use clap::Args;
 use vmkit::abilities::CloneMode;
-use vmkit::spec::VmName;
+use vmkit::spec::{VmName, VmSource};
 
 use crate::commands::tell;
 use crate::context::CommandContext;
 use crate::failure::Failure;
 use crate::output;
-use crate::values::VmSource;
 
 /// Create a VM as a copy of another one that does not run, or of a snapshot.
 ///
@@ -38,9 +37,8 @@ impl CloneArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let mode = if self.full { CloneMode::Full } else { CloneMode::Linked };
-        let VmSource { vm, snapshot } = &self.source;
         let created = context.block_on(async {
-            let created = manager.clone_vm(vm, snapshot.as_ref(), &self.name, mode).await?;
+            let created = manager.clone_vm(&self.source, &self.name, mode).await?;
             match self.start {
                 true => Ok::<_, Failure>(manager.start(&self.name).await?),
                 false => Ok(created),
@@ -48,7 +46,7 @@ impl CloneArgs {
         })?;
         if created.spec.cloud_init().is_none() && created.spec.disk().is_some() {
             let why = "without cloud-init, its guest keeps the host name, the machine ID and the keys of";
-            output::warning(format_args!("{}: {why} {vm}", self.name));
+            output::warning(format_args!("{}: {why} {}", self.name, self.source.vm));
         }
         tell(&created, self.json)
     }

@@ -4,12 +4,11 @@ use std::num::NonZeroU16;
 
 use clap::Args;
 use vmkit::abilities::IdentityPolicy;
-use vmkit::spec::VmName;
+use vmkit::spec::{VmName, VmSource};
 
 use crate::commands::tell;
 use crate::context::{CliManager, CommandContext};
 use crate::failure::Failure;
-use crate::values::VmSource;
 use crate::{json, output};
 
 /// Create VMs that continue as copies of a VM that runs, or of a snapshot with its memory.
@@ -42,15 +41,13 @@ impl ForkArgs {
     pub(crate) fn run(self, context: &CommandContext) -> Result<(), Failure> {
         let manager = context.manager()?;
         let names = self.names(&manager)?;
-        let VmSource { vm, snapshot } = &self.source;
         let identity = match self.allow_shared_identity {
             true => IdentityPolicy::MayShare,
             false => IdentityPolicy::Unique,
         };
-        output::progress(format_args!("{vm}: forking …"));
-        let forks = context.block_on(async {
-            Ok::<_, Failure>(manager.fork(vm, snapshot.as_ref(), &names, identity).await?)
-        })?;
+        output::progress(format_args!("{}: forking …", self.source));
+        let forks = context
+            .block_on(async { Ok::<_, Failure>(manager.fork(&self.source, &names, identity).await?) })?;
         if self.json {
             return output::json(&forks.iter().map(json::VmView::of).collect::<Vec<_>>());
         }

@@ -7,9 +7,10 @@ use clap::{Args, ValueEnum};
 use vmkit::Error;
 use vmkit::image::{ImageRef, PullPolicy};
 use vmkit::launch::{
-    LaunchFailed, LaunchNaming, LaunchOptions, LaunchStage, LaunchUntil, LaunchedVm, launch, name_stem,
+    CopyOptions, LaunchFailed, LaunchNaming, LaunchOptions, LaunchStage, LaunchUntil, LaunchedVm, launch,
+    launch_from, name_stem,
 };
-use vmkit::spec::{Blueprint, VmName};
+use vmkit::spec::{Blueprint, VmName, VmSource};
 use vmkit::ssh::GuestCommand;
 
 use crate::commands::exec::terminal;
@@ -22,7 +23,8 @@ use crate::remote::{self, Interaction, agent};
 use crate::values::seconds;
 use crate::{human, json, output};
 
-/// Create a VM from an image, boot it, and wait until a login works and cloud-init has ended.
+/// Create a VM from an image, or from another VM, boot it, and wait until a login works and
+/// cloud-init has ended.
 ///
 /// The image is fetched unless it is local already. The VM gets a key and a host key of its own, so
 /// `vmkit shell` and `vmkit exec` need no setup. If the launch fails, the VM is left for
@@ -30,8 +32,12 @@ use crate::{human, json, output};
 #[derive(Debug, Args)]
 pub(crate) struct LaunchArgs {
     /// The image: debian:12, a file, an https:// address, or oci://REGISTRY/NAME:TAG.
-    #[arg(value_name = "IMAGE")]
-    image: ImageRef,
+    #[arg(value_name = "IMAGE", required_unless_present = "from")]
+    image: Option<ImageRef>,
+    /// Copy a VM instead: fork one that runs, or a snapshot with its memory, and clone any other.
+    /// The copy has the configuration of its source; `--name` names it.
+    #[arg(long, value_name = "VM[:SNAPSHOT]", conflicts_with_all = FROM_IMAGE)]
+    from: Option<VmSource>,
     /// The VM's name [else: derived from the image's, such as debian-1].
     name: Option<VmName>,
     /// The VM's name, like NAME.
@@ -61,6 +67,10 @@ pub(crate) struct LaunchArgs {
     options: SpecArgs,
 }
 
+/// What describes a VM that is created from an image.
+const FROM_IMAGE: [&str; 7] =
+    ["image", "name", "pull", "SpecFields", "SpecArgs", "NetworkArgs", "CloudInitArgs"];
+
 /// When an image is fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum PullWhen {
@@ -70,6 +80,12 @@ enum PullWhen {
     Newer,
     /// Never.
     Never,
+}
+
+/// What is launched.
+enum LaunchRequest {
+    Image(Box<LaunchOptions>),
+    Copy(CopyOptions),
 }
 
 /// How the command ended.
@@ -109,15 +125,24 @@ impl LaunchArgs {
         manager: &CliManager,
         signals: &mut CaughtSignals,
     ) -> Result<LaunchEnd, Failure> {
-        let (rm, timeout, mut show) = (self.rm, self.timeout, LaunchProgress::new(&self.image));
+        let (rm, timeout, mut show) = (self.rm, self.timeout, LaunchProgress::new(self.image.as_ref()));
         let bell = signals.bell().map_err(Error::io("watch for", "signals"))?;
         let (json, mut command) = (self.json, GuestCommand::new(self.command.clone()));
         // Checked before anything is created.
         command.line()?;
-        let (store, request) = (context.images()?, self.request()?);
+        let request = self.request()?;
         let mut hear = |event| show.hear(event);
+        let launching = async {
+            match request {
+                LaunchRequest::Image(options) => {
+                    let store = context.images()?;
+                    Ok::<_, Failure>(launch(manager, &store, *options, &mut hear).await)
+                }
+                LaunchRequest::Copy(options) => Ok(launch_from(manager, options, &mut hear).await),
+            }
+        };
         let outcome = tokio::select! {
-            launched = launch(manager, &store, request, &mut hear) => Ok(launched),
+            launched = launching => Ok(launched?),
             signal = signals.next(&bell) => Err(signal),
         };
         show.finish();
@@ -146,12 +171,25 @@ impl LaunchArgs {
         ended
     }
 
-    fn request(self) -> Result<LaunchOptions, Error> {
+    fn request(self) -> Result<LaunchRequest, Error> {
+        let until = if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready };
+        let image = match (self.from, self.image) {
+            (Some(source), _) => {
+                let mut options = CopyOptions::new(source);
+                if let Some(name) = self.named {
+                    (options.name, options.naming) = (name, LaunchNaming::Exact);
+                }
+                (options.until, options.timeout, options.ephemeral) = (until, self.timeout, self.rm);
+                return Ok(LaunchRequest::Copy(options));
+            }
+            (None, Some(image)) => image,
+            (None, None) => return Err(Error::invalid("IMAGE", "", "an image, or a VM with --from")),
+        };
         let (name, naming) = match self.name.or(self.named) {
             Some(name) => (name, LaunchNaming::Exact),
-            None => (name_stem(&self.image), LaunchNaming::Numbered),
+            None => (name_stem(&image), LaunchNaming::Numbered),
         };
-        let spec = self.options.spec(name, Some(&self.image))?;
+        let spec = self.options.spec(name, Some(&image))?;
         let mut options = LaunchOptions::new(Blueprint::new(spec)?.with_access());
         options.naming = naming;
         options.pull = match self.pull {
@@ -159,9 +197,8 @@ impl LaunchArgs {
             PullWhen::Newer => PullPolicy::Newer,
             PullWhen::Never => PullPolicy::Never,
         };
-        options.until = if self.no_wait { LaunchUntil::Booted } else { LaunchUntil::Ready };
-        (options.timeout, options.ephemeral) = (self.timeout, self.rm);
-        Ok(options)
+        (options.until, options.timeout, options.ephemeral) = (until, self.timeout, self.rm);
+        Ok(LaunchRequest::Image(Box::new(options)))
     }
 }
 

@@ -40,6 +40,10 @@ fn forks_go_on_where_their_source_is_and_clones_boot() {
         (&["fork", "web", "No"], 2, "a name has only a-z, 0-9 and -"),
         (&["fork", "gone", "no"], 3, "`gone` does not exist"),
         (&["clone", "web:plain:x", "no"], 2, "a name has only"),
+        (&["launch", "--from", "web", "debian:12"], 2, "cannot be used with"),
+        (&["launch", "--from", "web", "--memory", "1GiB"], 2, "cannot be used with"),
+        (&["launch", "--from", "web:other", "--name", "no"], 3, "snapshot `other` does not exist"),
+        (&["launch", "--name", "no"], 2, "IMAGE"),
         (&["clone", "web:plain", "third"], 2, "VM `third` already exists"),
     ] {
         let refused = life.vmkit(args.iter().copied());
@@ -49,14 +53,19 @@ fn forks_go_on_where_their_source_is_and_clones_boot() {
     life.must(["fork", "--allow-shared-identity", "web:plain", "shared"]);
     assert_eq!(in_guest(&life, "shared", "cat /proc/sys/kernel/hostname"), "shared\n");
 
+    assert_eq!(life.must(["launch", "--from", "web-2:ready"]), "web-2-1\n");
+    assert_eq!(in_guest(&life, "web-2-1", "cat /run/state /proc/sys/kernel/hostname"), "here\nweb-2-1\n");
+
     life.must(["stop", "--timeout", "0", "web"]);
+    assert_eq!(life.must(["launch", "--from", "web", "--name", "booted", "--no-wait"]), "booted\n");
+    assert_eq!(life.state("booted"), "running");
     let refused = life.vmkit(["fork", "web", "no"]);
     assert!(refused.stderr.contains("stopped"), "{refused:?}");
     life.must(["clone", "web", "copy"]);
     assert_eq!(life.state("copy"), "prepared");
     life.must(["clone", "web:plain", "started", "--full", "--start"]);
     assert_eq!(life.state("started"), "running");
-    for vm in ["web", "web-1", "web-2", "third", "shared", "copy", "started"] {
+    for vm in ["web", "web-1", "web-2", "web-2-1", "third", "shared", "copy", "started", "booted"] {
         life.must(["rm", "--force", vm]);
         assert!(!life.home().join("vms").join(vm).exists());
     }

@@ -30,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+mod from;
 mod report;
 mod resolve;
 
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use from::{CopyOptions, launch_from};
 pub use report::{LaunchEvent, LaunchFailed, LaunchStage};
 pub use resolve::ResolvedVm;
 
@@ -183,11 +185,21 @@ async fn carry_out<H: Backend + 'static>(
     report.begin(LaunchStage::Disk);
     let (vm, owner) = create(manager, resolved, naming, ephemeral, report).await?;
     about(vm.id);
-    let name = vm.name().clone();
-    let mut launched = LaunchedVm { vm, image, session: None, cloud_init: None, owner };
+    let launched = LaunchedVm { vm, image, session: None, cloud_init: None, owner };
+    boot(manager, launched, until, timeout, report).await
+}
+
+/// Starts a VM that was created, and waits for it, as far as `until` says.
+async fn boot<H: Backend + 'static>(
+    manager: &VmManager<H>,
+    mut launched: LaunchedVm,
+    until: LaunchUntil,
+    timeout: Duration,
+    report: &mut StageReporter<'_>,
+) -> Result<LaunchedVm> {
     if until != LaunchUntil::Created {
         report.begin(LaunchStage::Boot);
-        launched.vm = manager.start(&name).await?;
+        launched.vm = manager.start(&launched.vm.name().clone()).await?;
     }
     let has_network = !matches!(launched.vm.spec.network(), NetworkConfig::None);
     if until == LaunchUntil::Ready && has_network {
@@ -206,7 +218,25 @@ async fn create<H: Backend + 'static>(
     ephemeral: bool,
     report: &mut StageReporter<'_>,
 ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
-    let stem = resolved.spec.name();
+    let create = async |name: &VmName| {
+        let spec = resolved.spec.clone().with_name(name.clone());
+        match ephemeral {
+            true => manager.create_ephemeral(spec).await.map(|(vm, owner)| (vm, Some(owner))),
+            false => manager.create(spec).await.map(|vm| (vm, None)),
+        }
+    };
+    let created = by_name(manager, resolved.spec.name(), naming, create).await?;
+    report.name(created.0.name());
+    Ok(created)
+}
+
+/// Creates a VM by this name, or by it with the next free number.
+async fn by_name<H: Backend + 'static, T>(
+    manager: &VmManager<H>,
+    stem: &VmName,
+    naming: LaunchNaming,
+    create: impl AsyncFn(&VmName) -> Result<T>,
+) -> Result<T> {
     for number in 1..=u32::MAX {
         let name = match naming {
             LaunchNaming::Exact => stem.clone(),
@@ -215,20 +245,11 @@ async fn create<H: Backend + 'static>(
         if naming == LaunchNaming::Numbered && manager.home().vm(&name).exists() {
             continue;
         }
-        let spec = resolved.spec.clone().with_name(name.clone());
-        let created = match ephemeral {
-            true => manager.create_ephemeral(spec).await.map(|(vm, owner)| (vm, Some(owner))),
-            false => manager.create(spec).await.map(|vm| (vm, None)),
-        };
-        match created {
+        match create(&name).await {
             // Another process took this number first.
             Err(Error::AlreadyExists { name: taken, .. })
                 if naming == LaunchNaming::Numbered && taken == name.as_str() => {}
-            Err(error) => return Err(error),
-            Ok((vm, owner)) => {
-                report.name(vm.name());
-                return Ok((vm, owner));
-            }
+            created => return created,
         }
     }
     Err(Error::already_exists(Subject::Vm, format!("{stem}-{}", u32::MAX)))

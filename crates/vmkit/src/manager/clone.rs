@@ -5,21 +5,35 @@ use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
+#[cfg(all(feature = "ssh", feature = "images"))]
+use super::ephemeral;
 use super::{PATIENCE, VmManager, write_outcome};
+#[cfg(all(feature = "ssh", feature = "images"))]
+use crate::abilities::SnapshotKind;
 use crate::abilities::{CloneMode, CloneRequest, DynClones, IdentityPolicy, MemoryMode};
 use crate::error::{Error, LiveResource, Result, Subject};
 use crate::handle::VmHandle;
 use crate::hypervisor::Backend;
 use crate::lifecycle::{Operation, VmState};
 use crate::span::{operation, within};
-use crate::spec::{SnapshotName, VmName, VmSpec};
-use crate::store::LockedVm;
+use crate::spec::{SnapshotName, VmName, VmSource, VmSpec};
+use crate::store::{EphemeralGuard, LockedVm};
 
 /// The start of the name of a snapshot that forks of a running guest continue from.
 const FORK_POINT: &str = "fork-";
 const FORK_POINT_DIGITS: usize = 12;
 /// How many forks start at a time.
 const STARTS_AT_ONCE: usize = 8;
+
+/// How long a VM is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifetime {
+    /// Until it is removed.
+    Lasting,
+    /// As long as its owner lives.
+    #[cfg(all(feature = "ssh", feature = "images"))]
+    Ephemeral,
+}
 
 impl<H: Backend + 'static> VmManager<H> {
     /// Creates a VM with the disks of another one that does not run, or of one of its snapshots,
@@ -34,26 +48,56 @@ impl<H: Backend + 'static> VmManager<H> {
     /// `NotFound` without the source or the snapshot; `AlreadyExists` for the new name; `Busy`;
     /// `Unsupported` by a backend without [`Clones`](crate::abilities::Clones); those of
     /// [`Clones::create_clone`](crate::abilities::Clones::create_clone).
-    pub async fn clone_vm(
+    pub async fn clone_vm(&self, source: &VmSource, name: &VmName, mode: CloneMode) -> Result<VmHandle> {
+        let clone = self.clone_owned(source, name, mode, Lifetime::Lasting);
+        within(operation!("clone", vm = source.vm.as_str()), clone).await.map(|(vm, _)| vm)
+    }
+
+    async fn clone_owned(
         &self,
-        source: &VmName,
-        snapshot: Option<&SnapshotName>,
+        source: &VmSource,
         name: &VmName,
         mode: CloneMode,
-    ) -> Result<VmHandle> {
-        let clone = async {
-            let (locked, source) = self.take_source(source).await?;
-            let from = self.source_then(&locked, source, snapshot).await?;
-            let spec = spec_of_clone(&from.spec, name)?;
-            let request = CloneRequest {
-                snapshot: snapshot.cloned(),
-                mode,
-                memory: MemoryMode::DisksOnly,
-                ..CloneRequest::new(spec)
-            };
-            self.create_clone(&from, &request).await
+        lifetime: Lifetime,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
+        let (locked, vm) = self.take_source(&source.vm).await?;
+        let from = self.source_then(&locked, vm, source.snapshot.as_ref()).await?;
+        let request = CloneRequest {
+            snapshot: source.snapshot.clone(),
+            mode,
+            memory: MemoryMode::DisksOnly,
+            ..CloneRequest::new(spec_of_clone(&from.spec, name, lifetime)?)
         };
-        within(operation!("clone", vm = source), clone).await
+        self.create_clone(&from, &request).await
+    }
+
+    /// Creates a copy of a VM: one that continues at its start, if the source has memory to
+    /// continue from, and one that boots otherwise.
+    ///
+    /// # Errors
+    /// As [`clone_vm`](Self::clone_vm) and [`fork`](Self::fork).
+    #[cfg(all(feature = "ssh", feature = "images"))]
+    pub(crate) async fn copy(
+        &self,
+        source: &VmSource,
+        name: &VmName,
+        identity: IdentityPolicy,
+        lifetime: Lifetime,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
+        let has_memory = match &source.snapshot {
+            Some(snapshot) => {
+                let all = self.snapshots(&source.vm).await?;
+                let found = all.iter().find(|it| it.name == *snapshot);
+                found.ok_or_else(|| Error::not_found(Subject::Snapshot, snapshot))?.kind
+                    == SnapshotKind::Memory
+            }
+            None => self.info(&source.vm).await?.state.is_live(),
+        };
+        if !has_memory {
+            return self.clone_owned(source, name, CloneMode::Linked, lifetime).await;
+        }
+        let mut forks = self.create_forks(source, std::slice::from_ref(name), identity, lifetime).await?;
+        Ok(forks.remove(0))
     }
 
     /// Creates VMs that continue as copies of a guest that runs, or from a snapshot of one with its
@@ -69,37 +113,34 @@ impl<H: Backend + 'static> VmManager<H> {
     /// `InvalidInput` for a snapshot that was not taken for that, unless `identity` allows it.
     pub async fn fork(
         &self,
-        source: &VmName,
-        snapshot: Option<&SnapshotName>,
+        source: &VmSource,
         names: &[VmName],
         identity: IdentityPolicy,
     ) -> Result<Vec<VmHandle>> {
         let fork = async {
-            let created = self.create_forks(source, snapshot, names, identity).await?;
+            let created = self.create_forks(source, names, identity, Lifetime::Lasting).await?;
             let started = self.start_all(names).await;
             if started.is_err() {
-                self.remove_all(&created).await;
+                self.remove_all(created).await;
             }
             started
         };
-        within(operation!("fork", vm = source), fork).await
+        within(operation!("fork", vm = source.vm.as_str()), fork).await
     }
 
     async fn create_forks(
         &self,
-        source: &VmName,
-        snapshot: Option<&SnapshotName>,
+        source: &VmSource,
         names: &[VmName],
         identity: IdentityPolicy,
-    ) -> Result<Vec<VmHandle>> {
-        let (locked, vm) = self.take_source(source).await?;
+        lifetime: Lifetime,
+    ) -> Result<Vec<(VmHandle, Option<EphemeralGuard>)>> {
+        let (locked, vm) = self.take_source(&source.vm).await?;
         self.remove_fork_points(&locked, &vm).await?;
         for name in names {
-            if self.store.read(name).is_ok() {
-                return Err(Error::already_exists(Subject::Vm, name));
-            }
+            self.check_free(name).await?;
         }
-        let (from, point) = match snapshot {
+        let (from, point) = match &source.snapshot {
             Some(snapshot) => (self.source_then(&locked, vm.clone(), Some(snapshot)).await?, None),
             None => (vm.clone(), Some(self.create_fork_point(&vm, identity).await?)),
         };
@@ -107,17 +148,17 @@ impl<H: Backend + 'static> VmManager<H> {
         let forked = async {
             for name in names {
                 let request = CloneRequest {
-                    snapshot: snapshot.or(point.as_ref()).cloned(),
+                    snapshot: source.snapshot.as_ref().or(point.as_ref()).cloned(),
                     memory: MemoryMode::ForClones,
                     identity,
-                    ..CloneRequest::new(spec_of_clone(&from.spec, name)?)
+                    ..CloneRequest::new(spec_of_clone(&from.spec, name, lifetime)?)
                 };
                 let fork = self.create_clone(&from, &request).await?;
+                let has_memory = fork.0.state == VmState::Saved;
                 created.push(fork);
-                if created.last().is_some_and(|fork| fork.state != VmState::Saved) {
+                if !has_memory {
                     let why = "it has no memory to continue from: clone it";
-                    let what = snapshot.map_or_else(|| source.to_string(), ToString::to_string);
-                    return Err(Error::invalid("snapshot", what, why));
+                    return Err(Error::invalid("snapshot", source, why));
                 }
             }
             Ok(())
@@ -128,11 +169,13 @@ impl<H: Backend + 'static> VmManager<H> {
         {
             warn!(vm = %vm.name(), %error, "cannot remove the snapshot of a fork; the next fork will");
         }
-        if let Err(error) = forked {
-            self.remove_all(&created).await;
-            return Err(error);
+        match forked {
+            Ok(()) => Ok(created),
+            Err(error) => {
+                self.remove_all(created).await;
+                Err(error)
+            }
         }
-        Ok(created)
     }
 
     /// Takes the snapshot that forks of a running guest continue from.
@@ -193,8 +236,8 @@ impl<H: Backend + 'static> VmManager<H> {
         }
     }
 
-    async fn remove_all(&self, vms: &[VmHandle]) {
-        for vm in vms {
+    async fn remove_all(&self, vms: Vec<(VmHandle, Option<EphemeralGuard>)>) {
+        for (vm, _) in vms {
             if let Err(error) = self.remove(vm.name(), true).await {
                 warn!(vm = %vm.name(), %error, "cannot remove a fork that could not be created with the others");
             }
@@ -229,12 +272,16 @@ impl<H: Backend + 'static> VmManager<H> {
         Ok(locked.snapshot(snapshot)?.map_or(source, |record| record.handle))
     }
 
-    async fn create_clone(&self, source: &VmHandle, request: &CloneRequest) -> Result<VmHandle> {
+    async fn create_clone(
+        &self,
+        source: &VmHandle,
+        request: &CloneRequest,
+    ) -> Result<(VmHandle, Option<EphemeralGuard>)> {
         let backend = self.clones_of(source)?;
-        let created = self.create_by(request.spec.clone(), async |spec| {
+        let create = async |spec: &VmSpec| {
             backend.create_clone(source, &CloneRequest { spec: spec.clone(), ..request.clone() }).await
-        });
-        created.await.map(|(vm, _)| vm)
+        };
+        self.create_by(request.spec.clone(), create).await
     }
 
     fn clones_of(&self, vm: &VmHandle) -> Result<DynClones<'_>> {
@@ -245,9 +292,13 @@ impl<H: Backend + 'static> VmManager<H> {
 }
 
 /// Returns the spec of a copy of a VM with this one.
-fn spec_of_clone(source: &VmSpec, name: &VmName) -> Result<VmSpec> {
+fn spec_of_clone(source: &VmSpec, name: &VmName, lifetime: Lifetime) -> Result<VmSpec> {
     let spec = source.clone().for_clone(name.clone(), Uuid::new_v4());
     #[cfg(feature = "ssh")]
     let spec = spec.with_new_access()?;
-    Ok(spec)
+    match lifetime {
+        Lifetime::Lasting => Ok(spec),
+        #[cfg(all(feature = "ssh", feature = "images"))]
+        Lifetime::Ephemeral => ephemeral::marked(spec),
+    }
 }

@@ -22,6 +22,11 @@ pub(super) fn is_ephemeral(spec: &VmSpec) -> bool {
     spec.labels().get(EPHEMERAL).is_some()
 }
 
+/// Returns the spec of an ephemeral VM.
+pub(super) fn marked(spec: VmSpec) -> Result<VmSpec> {
+    spec.with_label(EPHEMERAL, "")
+}
+
 impl<H: Backend + 'static> VmManager<H> {
     /// Creates an ephemeral VM: when the returned [`EphemeralGuard`] is dropped, or this process
     /// has ended for whatever reason, [`remove_orphans`](Self::remove_orphans) removes the VM,
@@ -30,8 +35,7 @@ impl<H: Backend + 'static> VmManager<H> {
     /// # Errors
     /// Those of [`create`](Self::create).
     pub async fn create_ephemeral(&self, spec: VmSpec) -> Result<(VmHandle, EphemeralGuard)> {
-        let spec = spec.with_label(EPHEMERAL, "")?;
-        let (vm, owner) = self.create_owned(spec).await?;
+        let (vm, owner) = self.create_owned(marked(spec)?).await?;
         Ok((vm, owner.expect("a VM with the label has an owner when it is made")))
     }
 

@@ -46,6 +46,8 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 use uuid::Uuid;
 
+#[cfg(all(feature = "ssh", feature = "images"))]
+pub(crate) use clone::Lifetime;
 #[cfg(feature = "images")]
 pub use export::{VmExportOptions, VmExportSummary};
 #[cfg(feature = "images")]

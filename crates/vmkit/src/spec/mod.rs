@@ -19,6 +19,7 @@ mod patch;
 #[cfg(feature = "cloud-init")]
 mod raw_parts;
 mod size;
+mod source;
 pub(crate) mod yaml;
 #[cfg(feature = "cloud-init")]
 mod yaml_tree;
@@ -44,6 +45,7 @@ pub use network::{NetworkConfig, PortForward, Protocol, UserNetwork};
 pub use options::BackendOptions;
 pub use patch::{CdromPatch, FieldConflict, SpecPatch};
 pub use size::Mib;
+pub use source::VmSource;
 
 use crate::backend_tag::BackendTag;
 use crate::error::{Error, Result, ValueProblem};

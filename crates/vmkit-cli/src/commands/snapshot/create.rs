@@ -27,8 +27,8 @@ pub(crate) struct SnapshotCreateArgs {
     /// The disks alone, without the memory: the guest boots from them.
     #[arg(long)]
     disk_only: bool,
-    /// Also for `vmkit fork`: the guest's programs stand still meanwhile, so that none draws the
-    /// same random numbers in two VMs. Needs the guest agent.
+    /// Also for `vmkit fork` and `vmkit launch --from`: the guest's programs stand still meanwhile,
+    /// so that none draws the same random numbers in two VMs. Needs the guest agent.
     #[arg(long, conflicts_with = "disk_only")]
     for_forks: bool,
     /// Only if the newest auto-N is older, such as 90m, 12h or 7d.

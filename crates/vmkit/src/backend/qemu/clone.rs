@@ -42,7 +42,7 @@ impl Clones for QemuHypervisor {
         }
         spawn::keeper_program(self.0.keeper.as_deref())?;
         let what = "a clone can't have a disk that is not the VM's own";
-        snapshot::refuse_foreign_disks(&source.spec, what)?;
+        layers::refuse_foreign_disks(&source.spec, what)?;
         let disks = layers::own_disks(&source.spec, &from.layout);
         refuse_other_disks(&disks, &layers::own_disks(&spec, &layout))?;
         let clone = NewClone { hypervisor: self, source, from: &from, disks: &disks, request, spec, layout };

@@ -10,13 +10,13 @@ use super::layers::{self, OwnDisk};
 use super::layout::QemuLayout;
 use super::saved::SavedGuest;
 use super::snapshot_files::{self, SnapshotRecord};
-use super::{QemuHypervisor, elsewhere, import, save, snapshot};
+use super::{QemuHypervisor, elsewhere, import, renewal, save, snapshot};
 use crate::abilities::{Export, ExportedFile, ExportedVm, FileContent, ImportedVm, MemoryMode};
 use crate::backend::supervise::alive;
 use crate::error::{Error, PartProblem, Result};
 use crate::handle::VmHandle;
 use crate::lifecycle::{Operation, VmState};
-use crate::spec::{Boot, DataDisk, Firmware, VmSpec};
+use crate::spec::{Boot, Firmware, VmSpec};
 use crate::store::{denied, refuse_other_user};
 
 impl Export for QemuHypervisor {
@@ -24,7 +24,11 @@ impl Export for QemuHypervisor {
         let layout = self.details(vm)?.layout;
         refuse_other_user(&layout.work)?;
         let state = self.allowed(vm, Operation::Export).await?;
-        refuse_foreign_disks(&vm.spec)?;
+        layers::refuse_foreign_disks(&vm.spec, "an export can't have a disk that is not the VM's own")?;
+        if state == VmState::Saved && memory != MemoryMode::DisksOnly && renewal::is_due(&layout) {
+            let why = "its guest still has the identity of the one that it is a copy of: start it first";
+            return Err(Error::invalid("vm", vm.name(), why));
+        }
         if state == VmState::Saved {
             // Of a save that was interrupted after its record, the process may be there.
             save::end(&layout).await?;
@@ -83,18 +87,6 @@ impl Export for QemuHypervisor {
         }
         Ok(finished)
     }
-}
-
-/// Refuses a disk that the VM writes to and that is not its own: it is not the export's to copy.
-fn refuse_foreign_disks(spec: &VmSpec) -> Result<()> {
-    let foreign = spec.data_disks().iter().find_map(|disk| match disk {
-        DataDisk::Existing { path, readonly: false } => Some(path),
-        _ => None,
-    });
-    foreign.map_or(Ok(()), |path| {
-        let why = "an export can't have a disk that is not the VM's own: attach it read-only, or not at all";
-        Err(Error::invalid("data_disks", path.display(), why))
-    })
 }
 
 fn file(name: impl Into<String>, path: PathBuf) -> ExportedFile {

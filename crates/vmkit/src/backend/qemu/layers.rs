@@ -94,6 +94,21 @@ pub(super) fn own_disks(spec: &VmSpec, layout: &QemuLayout) -> Vec<OwnDisk> {
     root.into_iter().chain(data).collect()
 }
 
+/// Refuses disks that are not the VM's own, and that it writes to, for this reason.
+///
+/// # Errors
+/// `InvalidInput` on `data_disks`.
+pub(super) fn refuse_foreign_disks(spec: &VmSpec, why: &str) -> Result<()> {
+    let foreign = spec.data_disks().iter().find_map(|disk| match disk {
+        DataDisk::Existing { path, readonly: false } => Some(path),
+        _ => None,
+    });
+    foreign.map_or(Ok(()), |path| {
+        let why = format!("{why}: attach it read-only, or not at all");
+        Err(Error::invalid("data_disks", path.display(), why))
+    })
+}
+
 impl OwnDisk {
     fn stem(&self) -> &str {
         self.path.file_stem().and_then(OsStr::to_str).unwrap_or_default()

@@ -26,7 +26,7 @@ use crate::handle::VmHandle;
 use crate::host::find_program;
 use crate::hypervisor::Hypervisor;
 use crate::lifecycle::{InvalidTransition, Operation, VmState};
-use crate::spec::{Boot, DataDisk, Firmware, SnapshotName, VmSpec};
+use crate::spec::{Boot, Firmware, SnapshotName};
 use crate::steps::step;
 use crate::store::refuse_other_user;
 
@@ -40,7 +40,7 @@ impl Snapshots for QemuHypervisor {
         let layout = self.details(vm)?.layout;
         refuse_other_user(&layout.work)?;
         let state = self.allowed(vm, Operation::Snapshot).await?;
-        refuse_foreign_disks(&vm.spec, "a snapshot can't have a disk that is not the VM's own")?;
+        layers::refuse_foreign_disks(&vm.spec, "a snapshot can't have a disk that is not the VM's own")?;
         let disks = layers::own_disks(&vm.spec, &layout);
         let _lock = SnapshotLock::take(&layout, vm.name())?;
         let is_there = fs::symlink_metadata(layout.snapshot_file(name)).is_ok();
@@ -160,18 +160,6 @@ impl QemuHypervisor {
             }
         }
     }
-}
-
-/// Refuses disks that are not the VM's own, and that it writes to, for this reason.
-pub(super) fn refuse_foreign_disks(spec: &VmSpec, why: &str) -> Result<()> {
-    let foreign = spec.data_disks().iter().find_map(|disk| match disk {
-        DataDisk::Existing { path, readonly: false } => Some(path),
-        _ => None,
-    });
-    foreign.map_or(Ok(()), |path| {
-        let why = format!("{why}: attach it read-only, or not at all");
-        Err(Error::invalid("data_disks", path.display(), why))
-    })
 }
 
 /// Checks that everything of a snapshot is there, before anything is discarded for it.

@@ -22,7 +22,7 @@ fn copy() -> VmName {
 impl World {
     async fn clone_by(&self, scenario: &str) -> Result<()> {
         let mode = if scenario == "full" { CloneMode::Full } else { CloneMode::Linked };
-        self.manager.clone_vm(&web(), None, &copy(), mode).await.map(drop)
+        self.manager.clone_vm(&web().into(), &copy(), mode).await.map(drop)
     }
 
     fn assert_content(&self, vm: &VmName, place: &str) {
