@@ -109,7 +109,11 @@ impl QemuHypervisor {
         let limit = later(PAUSE_LIMIT);
         let mut qmp = QmpClient::connect(&status::monitor(&layout), limit).await?;
         qmp.cont(limit).await?;
-        renewal::settle(&vm.spec, &layout, &mut qmp).await?;
+        if let Err(error) = renewal::settle(&vm.spec, &layout, &mut qmp).await {
+            // It must not run with the identity of another.
+            qmp.pause(later(PAUSE_LIMIT)).await?;
+            return Err(error);
+        }
         let here = self.paused().remove(&vm.id).map(|since| since.elapsed());
         let clock = clock::keep_right(&mut qmp, &layout.agent_socket(), here.or(paused)).await;
         drop(qmp);

@@ -54,7 +54,7 @@ impl Export for QemuHypervisor {
             files.push(file("saved.json", layout.saved_file()));
         }
         for record in snapshot_files::records(&layout)? {
-            if let Some(guest) = record.memory.as_ref().filter(|_| memory == MemoryMode::Include) {
+            if let Some(guest) = record.memory.as_ref().filter(|_| memory != MemoryMode::DisksOnly) {
                 guest.check_whole(&layout.snapshot_memory(&record.name)).await?;
                 needs.push(guest.needs());
             }

@@ -30,7 +30,7 @@ thaw() {
     while IFS= read -r dir; do
         echo 0 >"$dir/cgroup.freeze"
     done </run/vmkit-parked
-    rm -f /run/vmkit-parked
+    rm -f /run/vmkit-parked /run/vmkit-parked.id
 }
 # Before all else: what comes after it draws some. Perl first, since it is one process.
 random_numbers() {

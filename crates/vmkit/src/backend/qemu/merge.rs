@@ -75,6 +75,11 @@ impl Merger<'_> {
             let file = over.as_ref().map_or_else(|| disk.path.clone(), |id| disk.layer(id));
             let place = files.iter().position(|file| *file == over);
             match (&mut self.live, place) {
+                // QEMU would write to it.
+                (Some(_), Some(_)) if over.as_ref().map_or(Ok(false), |over| disk.is_shared(over))? => {
+                    tracing::info!(path = %file.display(), "another VM has this layer, too: it is merged when the VM does not run");
+                    return Ok(());
+                }
                 (Some(qmp), Some(place)) => {
                     let deadline = deadline(layers::space(&layer));
                     let top = qmp.node_of(&disk.device, deadline).await?;

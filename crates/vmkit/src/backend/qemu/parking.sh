@@ -1,7 +1,9 @@
-# Run by the guest agent. `park` stops all programs of the guest but PID 1 (without systemd), the agent
-# and what that runs, by the cgroup freezer; `thaw` lets them go on. In case nobody does, the guest
-# does so itself after a minute.
+# Run by the guest agent. `park SECONDS` stops all programs of the guest but PID 1 (without systemd),
+# the agent and what that runs, by the cgroup freezer. `thaw` lets them go on, and prints `parked` if
+# they stood still until then. In case nobody does, the guest does so itself after so many seconds.
 list=/run/vmkit-parked
+# Which parking it is: a guest that waits to end one must not end a later one.
+mark=/run/vmkit-parked.id
 fail() {
     echo "$1" >&2
     exit 1
@@ -12,9 +14,10 @@ each() {
     done <$list
 }
 thaw() {
-    [ ! -e $list ] || { each 0; rm -f $list; }
+    [ ! -e $list ] || { each 0; rm -f $list $mark; }
 }
 if [ "$1" = thaw ]; then
+    [ ! -e $mark ] || echo parked
     thaw
     exit
 fi
@@ -51,9 +54,11 @@ else
     unset IFS
     [ -s $list ] || fail "the guest's cgroups can't be frozen"
 fi
+id=$(cat /proc/sys/kernel/random/uuid)
+echo "$id" >$mark || fail "cannot write $mark"
 (
-    sleep 60
-    thaw
+    sleep "$2"
+    [ "$(cat $mark)" != "$id" ] || thaw
 ) </dev/null >/dev/null 2>&1 &
 each 1 || { thaw; fail "the guest's cgroups can't be frozen"; }
 tries=0

@@ -79,6 +79,10 @@ pub(super) async fn settle(spec: &VmSpec, layout: &QemuLayout, qmp: &mut QmpClie
     };
     let shared: SharedIdentity = serde_json::from_slice(&text)
         .map_err(|error| Error::record(&path, "it can't be read: remove the VM").with_source(error))?;
+    if shared.version > VERSION {
+        let problem = format!("it is of a newer vmkit (format {}; this one knows {VERSION})", shared.version);
+        return Err(Error::record(&path, problem));
+    }
     match renew(spec, layout, &shared, qmp).await {
         Ok(()) => {}
         Err(error) if shared.may_share => {

@@ -27,15 +27,20 @@ use super::{PAUSE_LIMIT, clock, parking, save, status};
 use crate::abilities::{MemoryMode, SnapshotKind};
 use crate::backend::supervise::files::remove_file;
 use crate::backend::supervise::unfinished;
-use crate::error::{Error, Result};
+use crate::error::{Error, Peer, Result};
 use crate::handle::VmHandle;
 use crate::lifecycle::{InvalidTransition, Operation, VmState};
 use crate::spec::SnapshotName;
 use crate::steps::step;
 
-/// The timeout of an agent that stops the guest's programs; below the minute after which the guest
+/// The timeout of an agent that stops the guest's programs; below the time after which the guest
 /// lets them go on by itself.
 const PARK_LIMIT: Duration = Duration::from_secs(30);
+/// How long the programs of a guest without memory stand still at most.
+const PARKED_LIMIT: Duration = Duration::from_secs(60);
+/// How fast memory is written while they do, in bytes per second. On a slower disk there is no
+/// snapshot for clones.
+const PARKED_SPEED: u64 = 100 << 20;
 
 /// Takes a snapshot of a guest that lives.
 ///
@@ -112,9 +117,7 @@ impl LiveSnapshot<'_> {
             Ok::<_, Error>((by, stood.elapsed()))
         };
         let written = written.await;
-        if self.parks {
-            parking::unpark(layout).await;
-        }
+        let stood_still = self.parks && parking::unpark(layout).await;
         let (by, stood) = match written {
             Ok(written) => written,
             Err(error) => {
@@ -129,6 +132,11 @@ impl LiveSnapshot<'_> {
                 let _clock = clock::keep_right(&mut qmp, &layout.agent_socket(), Some(stood)).await;
             }
             drop(qmp);
+            if self.parks && !stood_still {
+                let problem = "its programs went on before its memory was written: the disk is too slow for a copy that \
+                               continues";
+                return Err(Error::protocol(Peer::GuestAgent, problem));
+            }
             let guest = SavedGuest::of(&self.vm.spec, layout, by, memory).await?;
             let path = layout.snapshot_memory(self.name);
             step("snapshot: name the memory")
@@ -136,7 +144,7 @@ impl LiveSnapshot<'_> {
                 .map_err(Error::io("rename", &path))?;
             let (name, id) = (self.name.clone(), self.id.clone());
             let mut record = SnapshotRecord::new(name, id, SnapshotKind::Memory, Some(guest));
-            record.parked = self.parks;
+            record.parked = stood_still;
             snapshot_files::keep(layout, self.disks, &record).await?;
             Ok(record)
         };
@@ -169,7 +177,8 @@ impl LiveSnapshot<'_> {
         step("snapshot: mark the guest as parked")
             .and_then(|()| fs::write(&mark, ""))
             .map_err(Error::io("write", &mark))?;
-        agent.park(PARK_LIMIT).await
+        let writing = Duration::from_secs(self.vm.spec.memory().bytes() / PARKED_SPEED);
+        agent.park(PARKED_LIMIT + writing, PARK_LIMIT).await
     }
 
     async fn of_disks(&self, mut qmp: QmpClient) -> Result<SnapshotRecord> {
